@@ -1,0 +1,225 @@
+"""What a run is: a namespace of flags, saved to and read from `config.json`, and the checks between flags.
+
+A check is a generator of problems, one line each, that names the flags it needs; it is skipped while one of them is
+itself wrong. Nothing here needs torch, so every mistake found here is answered in a fraction of a second.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fine_tune.errors import UserError
+from fine_tune.files import read_json
+from fine_tune.tasks import TASKS, Split
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+Check = Callable[[Namespace], Iterator[str]]
+
+INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller takes these from its teacher
+
+
+def needs(*flags: str) -> Callable[[Check], Check]:
+    """Skip a check unless all of `flags` are there and valid."""
+
+    def decorate(check: Check) -> Check:
+        def guarded(config: Namespace) -> Iterator[str]:
+            if all(hasattr(config, flag) for flag in flags):
+                yield from check(config)
+
+        return guarded
+
+    return decorate
+
+
+def run_folder(config: Namespace, experiment: str, model: str) -> Path:
+    """Return `<experiment_dir>/<experiment>_<model>_<task>`."""
+    return Path(config.experiment_dir) / f"{experiment}_{model}_{config.task}"
+
+
+def log_folder(folder: Path) -> Path:
+    """Return the tensorboard folder of the run in `folder`."""
+    return folder.parent / "log" / folder.name
+
+
+def read_run(flag: str, folder: Path) -> Namespace:
+    """Read the config.json of the run in `folder`, which `flag` named; `kind` is added where the authors wrote none.
+
+    Raises UserError naming the flag and the file.
+    """
+    try:
+        saved = read_json(folder / "config.json")
+    except UserError as error:
+        raise UserError(
+            f"--{flag}: {error}; is this the run you meant (check --model, --task, --experiment_dir)?"
+        ) from None
+    saved.setdefault("kind", "teacher" if "ptrain_ver" in saved else "student")
+    missing = [key for key in (*INHERITED[:3], "device_id") if key not in saved]
+    if saved["kind"] == "teacher" and "ptrain_ver" not in saved:
+        missing.append("ptrain_ver")
+    if missing:
+        raise UserError(f"--{flag}: {folder / 'config.json'}: lacks {', '.join(missing)}, so it is not a run's config")
+    return Namespace(**saved)
+
+
+def read_teacher(config: Namespace) -> Namespace:
+    """Read the config of the teacher that --teacher_exp and --tmodel name; raises UserError naming the flag."""
+    folder = run_folder(config, config.teacher_exp, config.tmodel)
+    teacher = read_run("teacher_exp", folder)
+    if teacher.kind != "teacher":
+        raise UserError(
+            f"--teacher_exp {config.teacher_exp}: {folder} holds a {teacher.kind}, not a fine-tuned teacher"
+        )
+    return teacher
+
+
+def inherit(config: Namespace, teacher: Namespace) -> Namespace:
+    """Return the distiller's config with what it takes from its teacher's."""
+    return Namespace(**vars(config) | {name: getattr(teacher, name) for name in INHERITED})
+
+
+def data_file(config: Namespace, split: Split) -> Path:
+    """Return the file of `split` below --data_dir: the first of its names that exists, or else the first name."""
+    paths = [Path(config.data_dir) / name for name in split.files]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def require(problems: Iterable[str]) -> None:
+    """Raise one UserError that names all `problems`, if there are any."""
+    found = list(problems)
+    if found:
+        raise UserError("; ".join(found))
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+@needs("accum_step", "batch_size")
+def accumulation(config: Namespace) -> Iterator[str]:
+    """Micro-batches must be whole."""
+    if config.batch_size % config.accum_step:
+        yield f"--accum_step {config.accum_step}: must divide --batch_size {config.batch_size}"
+
+
+@needs("warmup_step", "total_step")
+def warm_up(config: Namespace) -> Iterator[str]:
+    """The warm-up ends within the run."""
+    if config.warmup_step > config.total_step:
+        yield f"--warmup_step {config.warmup_step}: must not exceed --total_step {config.total_step}"
+
+
+@needs("gate_warmup_step", "gate_total_step")
+def gate_warm_up(config: Namespace) -> Iterator[str]:
+    """The gates' warm-up ends within the gates' schedule."""
+    if config.gate_warmup_step > config.gate_total_step:
+        limit = f"--gate_total_step {config.gate_total_step}"
+        yield f"--gate_warmup_step {config.gate_warmup_step}: must not exceed {limit}"
+
+
+@needs("num_attention_heads", "d_model")
+def heads(config: Namespace) -> Iterator[str]:
+    """Every attention head has the same width."""
+    if config.d_model % config.num_attention_heads:
+        yield f"--num_attention_heads {config.num_attention_heads}: must divide --d_model {config.d_model}"
+
+
+@needs("task", "num_class")
+def class_count(config: Namespace) -> Iterator[str]:
+    """The classifier has one output per label of the task."""
+    expected = TASKS[config.task].num_class
+    if config.num_class != expected:
+        yield f"--num_class {config.num_class}: --task {config.task} needs {expected}"
+
+
+def split_problems(config: Namespace, dataset: str, allowed: list[str], flag: str) -> Iterator[str]:
+    """Yield what is wrong with reading split `dataset` of the task."""
+    if dataset not in allowed:
+        yield f"{flag} {dataset}: --task {config.task} has {', '.join(allowed)}" + (
+            " (with labels)" if dataset in TASKS[config.task].splits else ""
+        )
+        return
+    path = data_file(config, TASKS[config.task].splits[dataset])
+    if hasattr(config, "data_dir") and not path.is_file():
+        yield f"--data_dir {config.data_dir}: {path} does not exist; download the data or point --data_dir at it"
+
+
+@needs("task", "dataset", "data_dir")
+def labelled_split(config: Namespace) -> Iterator[str]:
+    """Training and evaluation read a split with labels."""
+    yield from split_problems(config, config.dataset, TASKS[config.task].labelled(), "--dataset")
+
+
+@needs("task", "dataset", "data_dir")
+def any_split(config: Namespace) -> Iterator[str]:
+    """A prediction reads any split."""
+    yield from split_problems(config, config.dataset, list(TASKS[config.task].splits), "--dataset")
+
+
+@needs("ptrain_ver")
+def pretrained_place(config: Namespace) -> Iterator[str]:
+    """What looks like a path must be a folder with a model's config.json; a hub name is looked up later."""
+    path = Path(config.ptrain_ver)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            yield f"--ptrain_ver {config.ptrain_ver}: {path / 'config.json'} does not exist, so this is no model folder"
+    elif path.is_absolute() or config.ptrain_ver.count("/") > 1 or config.ptrain_ver.startswith("."):
+        yield f"--ptrain_ver {config.ptrain_ver}: no such folder; give a local model folder or a hub name"
+
+
+@needs("experiment", "model", "task", "experiment_dir")
+def existing_run(config: Namespace) -> Iterator[str]:
+    """Evaluation and prediction need a run, and prediction its checkpoint."""
+    folder = run_folder(config, config.experiment, config.model)
+    try:
+        read_run("experiment", folder)
+    except UserError as error:
+        yield str(error)
+
+
+@needs("teacher_exp", "tmodel", "tckpt", "task", "experiment_dir")
+def teacher_run(config: Namespace) -> Iterator[str]:
+    """The teacher's folder must hold its config and the checkpoint of --tckpt, and its data must be at hand."""
+    try:
+        teacher = read_teacher(config)
+    except UserError as error:
+        yield str(error)
+        return
+    path = run_folder(config, config.teacher_exp, config.tmodel) / f"model-{config.tckpt}.pt"
+    if not path.is_file():
+        yield f"--tckpt {config.tckpt}: {path} does not exist"
+    yield from class_count(Namespace(task=config.task, num_class=teacher.num_class))
+    if hasattr(config, "data_dir"):
+        allowed = TASKS[config.task].labelled()
+        yield from split_problems(config, teacher.dataset, allowed, f"--teacher_exp {config.teacher_exp}: its dataset")
+    if hasattr(
+        teacher, "encoder"
+    ):  # the authors' folders do not say: their teacher's sizes are checked once it is loaded
+        yield from student_sizes(config, teacher.encoder)
+
+
+def student_sizes(config: Namespace, encoder: dict[str, Any]) -> Iterator[str]:
+    """The student must fit the teacher of sizes `encoder`: its width, layers that divide, weights that can be taken."""
+    given = vars(config)
+    layers, taken = given.get("num_hidden_layers"), given.get("student_init") != "random"
+    if layers and encoder["num_hidden_layers"] % layers:
+        yield f"--num_hidden_layers {layers}: must divide the teacher's {encoder['num_hidden_layers']} layers"
+    same = {"d_model": "hidden_size"}
+    if taken:
+        same |= {"d_ff": "intermediate_size", "num_attention_heads": "num_attention_heads"}
+    if given.get("embedding_init") != "random":
+        same["type_vocab_size"] = "type_vocab_size"
+    for flag, key in same.items():
+        if flag in given and given[flag] != encoder[key]:
+            cure = {"d_model": "", "type_vocab_size": " unless --embedding_init random"}.get(
+                flag, " unless --student_init random"
+            )
+            yield f"--{flag} {given[flag]}: must be the teacher's {encoder[key]}{cure}"
+
+
+TRAINING: tuple[Check, ...] = (accumulation, warm_up)
+TEACHER: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_place)
+STUDENT: tuple[Check, ...] = (*TRAINING, heads, teacher_run)
+GATED: tuple[Check, ...] = (*STUDENT, gate_warm_up)
+EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)
+PREDICTION: tuple[Check, ...] = (any_split, existing_run)

@@ -1,0 +1,233 @@
+"""From a GLUE file to batches: TSV -> examples -> token arrays (made once, cached) -> batches of tensors.
+
+Shapes: n examples, T word pieces in all, B batch, S padded length.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fine_tune.errors import UserError
+from fine_tune.files import make_folder, replacing, sha256
+from fine_tune.tasks import Split, Task
+
+CACHE_FORMAT = "1"  # part of the key: raise it whenever the arrays change their meaning
+CHUNK = 4096  # texts tokenised at a time
+
+
+class Example(NamedTuple):
+    """One row of a file: its text, its second text or None, and its label (None in a test split)."""
+
+    text: str
+    pair: str | None
+    label: int | float | None
+
+
+# --- reading the file -------------------------------------------------------------------------------------------------
+
+
+def read_examples(path: Path, task: Task, split: Split) -> list[Example]:
+    """Read a GLUE file: plain TSV in UTF-8, no quoting, a BOM and CRLF allowed.
+
+    Raises UserError `path:line: reason` at the first malformed line.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    while lines and not lines[-1].strip(b"\r"):
+        lines.pop()  # a missing or doubled final newline loses nothing
+    examples = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            columns = line_columns(line, split)
+            if number == 1 and split.header:
+                check_header(columns, task, split)
+            else:
+                label = None if split.label is None else read_label(columns[split.label], task)
+                pair = None if split.pair is None else columns[split.pair]
+                examples.append(Example(columns[split.text], pair, label))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from error
+    if not examples:
+        raise UserError(f"{path}:{len(lines) + 1}: the file ends without a single example")
+    return examples
+
+
+def line_columns(line: bytes, split: Split) -> list[str]:
+    """Split one line into its columns; ValueError says what is wrong with it."""
+    line = line.removesuffix(b"\r")
+    if not line:
+        raise ValueError("blank line inside the file; remove it")
+    if b"\0" in line:
+        raise ValueError("holds a NUL byte; the file is damaged")
+    try:
+        columns = line.decode("utf-8").split("\t")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1})") from error
+    if len(columns) != split.columns:
+        raise ValueError(f"has {len(columns)} columns instead of {split.columns}, separated by TAB")
+    return columns
+
+
+def check_header(columns: list[str], task: Task, split: Split) -> None:
+    """Raise ValueError when the first line is an example: it carries a valid label, or an index in a test split."""
+    if split.label is None:
+        missing = columns[0].isdigit()
+    else:
+        try:
+            read_label(columns[split.label], task)
+            missing = True
+        except ValueError:
+            missing = False
+    if missing:
+        raise ValueError("is an example, but the first line must be the header")
+
+
+def read_label(text: str, task: Task) -> int | float:
+    """Return the id of a label, or the score of the regression task; ValueError names what is allowed."""
+    if task.labels:
+        if text not in task.labels:
+            raise ValueError(f"label {text!r} is not one of {', '.join(task.labels)}")
+        return task.labels.index(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 5:
+        raise ValueError(f"score {text!r} is not a number from 0 to 5")
+    return score
+
+
+# --- token arrays -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """Tensors of B examples padded to S: ids and segment ids (B, S), mask (B, S) of real tokens, labels (B,)."""
+
+    input_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+
+@dataclass
+class Tokens:
+    """All examples of a split, real tokens only: example i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    ids (T,) int32; offsets (n + 1,) int64; first (n,) int32 = length of the first segment with [CLS] and [SEP];
+    labels (n,) int64 ids or float32 scores, zeros in a split without labels.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    first: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens per example, (n,)."""
+        return np.diff(self.offsets)
+
+    def batch(self, rows: np.ndarray, seq_len: int | None = None) -> Batch:
+        """Return the examples `rows` (B,) padded with 0 to `seq_len`, or to the longest of them."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        columns = np.arange(seq_len or lengths.max())
+        mask = columns < lengths[:, None]
+        ids = np.zeros(mask.shape, np.int64)
+        ids[mask] = self.ids[(self.offsets[rows][:, None] + columns)[mask]]
+        types = (mask & (columns >= self.first[rows][:, None])).astype(np.int64)
+        return Batch(*map(torch.from_numpy, (ids, types, mask, self.labels[rows])))
+
+
+def load(path: Path, task: Task, split: Split, tokenizer: Any, max_seq_len: int, cache: Path) -> Tokens:
+    """Return the token arrays of a GLUE file, from the folder `cache` if they were made before.
+
+    The key covers the file's content, the columns read, the tokenizer and max_seq_len, so nothing stale is ever used.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()  # a tokenizer.json may carry settings of its own
+    parts = (CACHE_FORMAT, sha256(path), repr(split), repr(task.labels), backend.to_str(), str(max_seq_len))
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    name = cache / f"{path.parent.name}-{path.stem}-{max_seq_len}-{key[:16]}.npz"
+    tokens = read_cache(name, key)
+    if tokens is None:
+        examples = read_examples(path, task, split)
+        tokens = tokenise(examples, backend, max_seq_len, regression=not task.labels)
+        make_folder(cache)
+        with replacing(name) as file:
+            np.savez(file, key=np.array(key), **vars(tokens))
+    return tokens
+
+
+def read_cache(path: Path, key: str) -> Tokens | None:
+    """Return the arrays in `path`, or None when it is missing, half-written, damaged or made from something else."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:  # the zip's own checksums are verified on reading
+            found = str(arrays["key"])
+            tokens = Tokens(arrays["ids"], arrays["offsets"], arrays["first"], arrays["labels"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    whole = len(tokens.offsets) == len(tokens.first) + 1 == len(tokens) + 1 and tokens.offsets[-1] == len(tokens.ids)
+    return tokens if found == key and whole else None
+
+
+def tokenise(examples: list[Example], backend: Any, max_seq_len: int, regression: bool) -> Tokens:
+    """Turn texts into token arrays; pairs are truncated as the library's `longest_first` does."""
+    backend.enable_truncation(max_seq_len, strategy="longest_first")
+    ids, lengths, first = [], [], []
+    with tqdm(total=len(examples), desc="tokenising", unit="ex", disable=len(examples) < CHUNK) as progress:
+        for start in range(0, len(examples), CHUNK):
+            chunk = examples[start : start + CHUNK]
+            encodings = backend.encode_batch([e.text if e.pair is None else (e.text, e.pair) for e in chunk])
+            ids.append(np.concatenate([np.array(e.ids, np.int32) for e in encodings]))
+            lengths.extend(len(e) for e in encodings)
+            first.extend(e.type_ids.count(0) for e in encodings)
+            progress.update(len(chunk))
+    backend.no_truncation()
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    labels = np.array([e.label or 0 for e in examples], np.float32 if regression else np.int64)
+    return Tokens(np.concatenate(ids), offsets, np.array(first, np.int32), labels)
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """Return the order of an epoch: a permutation that depends on nothing but (seed, epoch)."""
+    return np.random.default_rng((seed, epoch)).permutation(examples)
+
+
+def micro_batches(examples: int, size: int, seed: int, start: int) -> Iterator[np.ndarray]:
+    """Yield the rows of micro-batch `start`, `start` + 1, ... without end; an epoch's last one may be short."""
+    per_epoch = -(-examples // size)
+    order, known = np.empty(0), -1
+    for index in count(start):
+        epoch, place = divmod(index, per_epoch)
+        if epoch != known:
+            order, known = epoch_order(seed, epoch, examples), epoch
+        yield order[place * size : (place + 1) * size]
+
+
+def by_length(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Yield the rows of all examples in batches of similar length, so that little of a batch is padding."""
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,99 @@
+"""A student: distilled from a fine-tuned teacher's logits and, by way of a method, from its hidden states."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fine_tune import checkpoint, data, experiment, models
+from fine_tune.config import data_file, inherit, read_teacher, run_folder
+from fine_tune.data import Batch
+from fine_tune.files import sha256
+from fine_tune.layout import Layout
+from fine_tune.log import say
+from fine_tune.losses import hidden_loss, label_loss, soft_loss
+from fine_tune.methods import Method
+from fine_tune.tasks import TASKS
+from fine_tune.train import Named
+
+
+class Distillation:
+    """Teacher, student and method, each on its own device, and the losses between them.
+
+    `places` are their devices in this order. The teacher is in eval mode and learns nothing.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, method: Method, config: Namespace, places: list[torch.device]
+    ) -> None:
+        self.config, self.places = config, places
+        self.teacher, self.student, self.method = (
+            module.to(place) for module, place in zip((teacher, student, method), places, strict=True)
+        )
+        self.teacher.eval().requires_grad_(False)
+
+    def losses_of(self, batch: Batch) -> tuple[torch.Tensor, Named]:
+        """Return loss = logits_loss + hidden_loss of a batch, and all three by name with what the method shows."""
+        config, (teacher_place, place, method_place) = self.config, self.places
+        with torch.no_grad():
+            teacher_logits, teacher_hiddens = self.teacher(batch.to(teacher_place), hiddens=True)
+        batch = batch.to(place)
+        logits, hiddens = self.student(batch, hiddens=True)
+
+        layout = Layout(len(logits), 1 if self.method.cls_only else config.max_seq_len)
+        below, above = (
+            [rows.to(method_place) for rows in layout.rows(states)] for states in (teacher_hiddens, hiddens)
+        )
+        hidden = hidden_loss(self.method(below, above, layout), layout).to(place)
+        hidden = config.mu / config.num_hidden_layers * hidden
+
+        soft = soft_loss(logits, teacher_logits.to(place), config.softmax_temp)
+        from_logits = config.hard_weight * label_loss(logits, batch.labels) + config.soft_weight * soft
+        loss = from_logits + hidden
+        return loss, {"loss": loss, "logits_loss": from_logits, "hidden_loss": hidden} | self.method.shown
+
+
+def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) -> None:
+    """Distil the student that `flags` describe; `make_method` takes them and the number of teacher layers."""
+    method_flag = "gate_device_id" if hasattr(flags, "gate_device_id") else "device_id"
+    places = models.devices(flags, "tdevice_id", "device_id", method_flag)
+    teacher_run = read_teacher(flags)
+    flags = inherit(flags, teacher_run)
+    if experiment.settled(flags):
+        return
+    if flags.d_emb is not None:
+        say(f"--d_emb {flags.d_emb} has no effect: a student's embeddings have the width of --d_model")
+    folder = run_folder(flags, flags.teacher_exp, flags.tmodel)
+    source = f"--teacher_exp {flags.teacher_exp}"
+    pretrained = models.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
+    tokenizer = models.run_tokenizer(teacher_run, folder, pretrained.config.vocab_size, source)
+    teacher = models.empty_classifier(teacher_run, source)
+    checkpoint.load_weights(teacher, folder / f"model-{flags.tckpt}.pt")
+
+    torch.manual_seed(flags.seed)
+    student = models.new_student(pretrained, flags)
+    method = make_method(flags, pretrained.config.num_hidden_layers)
+    task = TASKS[flags.task]
+    path = data_file(flags, task.splits[flags.dataset])
+    cache = Path(flags.experiment_dir) / "cache"
+    tokens = data.load(path, task, task.splits[flags.dataset], tokenizer, flags.max_seq_len, cache)
+
+    config = experiment.described(
+        flags,
+        kind="student",
+        method=type(method).__name__,
+        labels=list(task.labels),
+        encoder=models.sizes(student.encoder.config),
+        data_sha256=sha256(path),
+        teacher_sha256=sha256(folder / f"model-{flags.tckpt}.pt"),
+    )
+    distillation = Distillation(teacher, student, method, config, places)
+    learners = {"lr": experiment.learner(config, [student])}
+    if method.gates:
+        learners["gate_lr"] = experiment.learner(config, list(method.gates.values()), "gate_")
+    parts = {"model": student} | {f"gate-{index}": gate for index, gate in method.gates.items()}
+    tag = f"{config.task}/{config.dataset}/{config.model}"
+    job = experiment.Job(config, parts, learners, distillation.losses_of, tokens, tokenizer, config.max_seq_len, tag)
+    experiment.run(job, flags.overwrite)

@@ -1,0 +1,16 @@
+"""What ends a run early: each error is one line for the user and carries the exit code of its script."""
+
+
+class Stop(Exception):
+    """End the script with one line `<script>: error: <message>` and `exit_code`."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())  # one line, whatever a library put into its message
+
+
+class UserError(Stop):
+    """A mistake of the user: a flag, a file or a device. The message names it, its value and the cure."""
+
+    exit_code = 2

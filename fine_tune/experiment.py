@@ -1,0 +1,165 @@
+"""What every training run does: open its folder, start or resume, drive the loop with log and save, close."""
+
+import platform
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from fine_tune import checkpoint
+from fine_tune.config import log_folder, run_folder
+from fine_tune.data import Batch, Tokens, micro_batches
+from fine_tune.errors import UserError
+from fine_tune.files import locked, make_folder, read_json, write_json
+from fine_tune.log import Log, say
+from fine_tune.optim import Learner
+from fine_tune.train import Named, train
+
+# A run may be resumed with other values of these: they shape where and how often, never the result.
+FREE = {"device_id", "tdevice_id", "gate_device_id", "log_step", "ckpt_step", "data_dir", "experiment_dir"}
+
+
+@dataclass
+class Job:
+    """All that a run needs: `config` is what config.json says; parts and learners go by their names in files and logs.
+
+    `seq_len` is the length that batches are padded to, None for the longest example of each.
+    """
+
+    config: Namespace
+    parts: dict[str, nn.Module]
+    learners: dict[str, Learner]
+    losses_of: Callable[[Batch], tuple[torch.Tensor, Named]]
+    tokens: Tokens
+    tokenizer: Any
+    seq_len: int | None
+    tag: str
+
+
+def learner(config: Namespace, modules: list[nn.Module], prefix: str = "") -> Learner:
+    """Return the learner of `modules` that the flags with `prefix` describe."""
+    flag = {name.removeprefix(prefix): value for name, value in vars(config).items() if name.startswith(prefix)}
+    same = {name: flag[name] for name in ("lr", "eps", "weight_decay", "max_norm", "warmup_step", "total_step")}
+    return Learner(modules, betas=(flag["beta1"], flag["beta2"]), **same)
+
+
+def described(flags: Namespace, **facts: Any) -> Namespace:
+    """Return what config.json holds: the flags, `facts` of the run, and the versions it runs on."""
+    kept = {name: value for name, value in vars(flags).items() if name not in ("overwrite", "d_emb")}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return Namespace(**kept, **facts, versions=versions)
+
+
+def settled(flags: Namespace) -> bool:
+    """Tell whether the run is there and finished, after saying so; a run of other flags raises UserError.
+
+    Reads only, and needs no model: it comes before anything slow.
+    """
+    folder = run_folder(flags, flags.experiment, flags.model)
+    if flags.overwrite or not (folder / "config.json").is_file():
+        return False
+    compare(folder, flags)
+    done = (folder / f"model-{flags.total_step}.pt").is_file() and not (folder / checkpoint.STATE).is_file()
+    if done:
+        say(f"{folder} is finished ({flags.total_step} steps); nothing to do")
+    return done
+
+
+def compare(folder: Path, config: Namespace) -> None:
+    """Raise UserError that names each setting in which `config` differs from the run in `folder`."""
+    saved = read_json(folder / "config.json")
+    shared = [name for name in vars(config) if name in saved and name not in FREE | {"versions"}]
+    now = vars(config)
+    changed = [f"--{name} was {saved[name]}, now {now[name]}" for name in shared if saved[name] != now[name]]
+    if changed:
+        raise UserError(
+            f"--experiment {config.experiment}: {folder} was started with other settings: {', '.join(changed)}; "
+            "use another name, or --overwrite to start afresh"
+        )
+
+
+def move_aside(folder: Path) -> None:
+    """Rename the run in `folder`, and its tensorboard log, to the first free `<name>.old-<n>`."""
+    number = 1
+    while any(place.with_name(f"{folder.name}.old-{number}").exists() for place in (folder, log_folder(folder))):
+        number += 1
+    for place in (folder, log_folder(folder)):
+        if place.exists():
+            place.rename(place.with_name(f"{folder.name}.old-{number}"))
+            say(f"the earlier run is now {place.with_name(f'{folder.name}.old-{number}')}")
+
+
+def run(job: Job, overwrite: bool) -> None:
+    """Train `job` to its last step in its own folder, from the last saved state if there is one."""
+    config = job.config
+    folder = run_folder(config, config.experiment, config.model)
+    make_folder(folder.parent)
+    with locked(folder):
+        if overwrite and folder.exists():
+            move_aside(folder)
+        make_folder(folder)
+        open_folder(folder, job)
+        start = checkpoint.load_state(folder, job.parts, job.learners)
+        summary(folder, job, start)
+        drive(folder, job, start)
+
+
+def open_folder(folder: Path, job: Job) -> None:
+    """Check the folder's config against the job's, or write it into a new one, with the tokenizer."""
+    if (folder / "config.json").is_file():
+        compare(folder, job.config)
+    else:
+        job.tokenizer.save_pretrained(folder / "tokenizer")
+        write_json(folder / "config.json", vars(job.config))  # last: it says that the folder is a run's
+
+
+def summary(folder: Path, job: Job, start: int) -> None:
+    """Say what is about to happen, and the disk it will need."""
+    config, micro = job.config, job.config.batch_size // job.config.accum_step
+    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in job.parts.items()}
+    mebibytes = sum(millions.values()) * 4e6 / 2**20  # fp32; AdamW keeps two more numbers per parameter
+    saved = -(-config.total_step // config.ckpt_step)
+    say(f"{config.kind} {config.experiment}: {config.task} {config.dataset}, {len(job.tokens)} examples, in {folder}")
+    gates = sum(millions.values()) - millions["model"]
+    say(
+        f"{millions['model']:.1f} M parameters"
+        + (f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else "")
+    )
+    say(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro})")
+    disk = (saved + 6) * mebibytes / 1024  # the saved state is three times a checkpoint, and twice there while replaced
+    say(f"disk: {saved} checkpoints of {mebibytes:.0f} MiB, {disk:.2f} GiB with the saved state")
+    say(f"resuming after step {start}" if start else "starting at step 1: there is no saved state")
+
+
+def drive(folder: Path, job: Job, start: int) -> None:
+    """Run the loop from the step after `start`, then drop what only a resume needs."""
+    config = job.config
+    size = config.batch_size // config.accum_step
+    rows = micro_batches(len(job.tokens), size, config.seed, start * config.accum_step)
+    batches = (job.tokens.batch(chosen, job.seq_len) for chosen in rows)
+    log = Log(log_folder(folder), job.tag, start, config.total_step, config.log_step)
+
+    def save(step: int, shown: Named) -> None:
+        if step % config.ckpt_step == 0 or step == config.total_step:
+            vectors = {name: value for name, value in shown.items() if value.ndim}
+            checkpoint.save_parts(folder, step, job.parts, vectors)
+            checkpoint.save_state(folder, step, job.parts, job.learners)
+
+    for part in job.parts.values():
+        part.train()
+    try:
+        steps = range(start + 1, config.total_step + 1)
+        train(steps, config.accum_step, batches, job.losses_of, job.learners, log, save)
+    finally:
+        log.close()
+    (folder / checkpoint.STATE).unlink()
+    say(f"done: {folder / f'model-{config.total_step}.pt'}")

@@ -1,0 +1,47 @@
+"""A teacher: a pre-trained BERT fine-tuned on a task's labels."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from fine_tune import data, experiment, models
+from fine_tune.config import data_file
+from fine_tune.data import Batch
+from fine_tune.files import sha256
+from fine_tune.losses import label_loss
+from fine_tune.tasks import TASKS
+from fine_tune.train import Named
+
+
+def teach(flags: Namespace) -> None:
+    """Fine-tune the teacher that `flags` describe."""
+    [device] = models.devices(flags, "device_id")
+    if experiment.settled(flags):
+        return
+    pretrained = models.find_pretrained(flags.ptrain_ver, f"--ptrain_ver {flags.ptrain_ver}")
+    torch.manual_seed(flags.seed)
+    model = models.new_teacher(pretrained, flags).to(device)
+    task = TASKS[flags.task]
+    path = data_file(flags, task.splits[flags.dataset])
+    cache = Path(flags.experiment_dir) / "cache"
+    tokens = data.load(path, task, task.splits[flags.dataset], pretrained.tokenizer, flags.max_seq_len, cache)
+
+    def losses_of(batch: Batch) -> tuple[torch.Tensor, Named]:
+        batch = batch.to(device)
+        logits, _ = model(batch)
+        loss = label_loss(logits, batch.labels)
+        return loss, {"loss": loss}
+
+    config = experiment.described(
+        flags,
+        kind="teacher",
+        labels=list(task.labels),
+        encoder=models.sizes(pretrained.config),
+        data_sha256=sha256(path),
+    )
+    learners = {"lr": experiment.learner(config, [model])}
+    tag = f"{config.task}/{config.dataset}"
+    # Only [CLS] is read, so batches are padded no further than their longest example.
+    job = experiment.Job(config, {"model": model}, learners, losses_of, tokens, pretrained.tokenizer, None, tag)
+    experiment.run(job, flags.overwrite)

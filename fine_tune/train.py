@@ -1,0 +1,38 @@
+"""The training loop of every run: it knows neither methods nor files."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+
+from fine_tune.data import Batch
+from fine_tune.optim import Learner
+
+Named = dict[str, torch.Tensor]
+
+
+def train(
+    steps: range,
+    accum_step: int,
+    batches: Iterator[Batch],
+    losses_of: Callable[[Batch], tuple[torch.Tensor, Named]],
+    learners: dict[str, Learner],
+    log: Callable[[int, Named, dict[str, float]], None],
+    save: Callable[[int, Named], None],
+) -> None:
+    """Run the optimiser steps `steps`, each over `accum_step` micro-batches.
+
+    `losses_of` returns the scalar to minimise and what is to be seen of it: scalars are logged, vectors are saved
+    beside the checkpoints, both as the mean over the step's micro-batches. `learners` are named as their learning
+    rate is logged.
+    """
+    for step in steps:
+        shown: Named = {}
+        for batch in islice(batches, accum_step):
+            loss, named = losses_of(batch)
+            (loss / accum_step).backward()  # one backward pass, whatever the loss is made of
+            for name, value in named.items():  # stays on the device: .item() here would wait for the GPU
+                shown[name] = shown.get(name, 0) + value.detach() / accum_step
+        rates = {name: learner.step(step) for name, learner in learners.items()}
+        log(step, shown, rates)
+        save(step, shown)

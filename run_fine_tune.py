@@ -1,0 +1,19 @@
+"""Fine-tune a BERT teacher on a GLUE task."""
+
+from fine_tune import cli, config
+
+EXAMPLE = """python run_fine_tune.py --experiment teacher_base --task qqp --dataset train --num_class 2 \\
+    --ptrain_ver bert-base-uncased --max_seq_len 128 --lr 2e-5 --total_step 34110 --warmup_step 10233 \\
+    --ckpt_step 11370 --device_id 0"""
+
+
+def main() -> None:
+    """Read the flags, then train."""
+    flags = cli.parse(__doc__, cli.teaching_groups(), config.TEACHER, EXAMPLE)
+    from fine_tune.teach import teach  # after the flags: importing torch takes seconds
+
+    teach(flags)
+
+
+if __name__ == "__main__":
+    cli.run(main)

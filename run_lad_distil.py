@@ -1,0 +1,20 @@
+"""Distil a student with LAD: gates carry every teacher layer up to the one that a student layer learns."""
+
+from fine_tune import cli, config
+
+EXAMPLE = """python run_lad_distil.py --experiment LAD_soft_1_42 --task qqp --teacher_exp teacher_base --tckpt 34110 \\
+    --num_hidden_layers 6 --lr 1e-4 --gate_lr 5e-7 --softmax_temp 20 --soft_weight 0.7 --hard_weight 0.3 --mu 500 \\
+    --total_step 56850 --warmup_step 5685 --device_id 0"""
+
+
+def main() -> None:
+    """Read the flags, then distil."""
+    flags = cli.parse(__doc__, [*cli.distilling_groups(), cli.gates()], config.GATED, EXAMPLE)
+    from fine_tune.distil import distil  # after the flags: importing torch takes seconds
+    from fine_tune.methods.lad import Lad
+
+    distil(flags, lambda run, layers: Lad(layers, run.num_hidden_layers, (run.max_seq_len, run.d_model)))
+
+
+if __name__ == "__main__":
+    cli.run(main)
