@@ -9,7 +9,7 @@ EXAMPLE = """python run_fine_tune.py --experiment teacher_base --task qqp --data
 
 def main() -> None:
     """Read the flags, then train."""
-    flags = cli.parse(__doc__, cli.teaching_groups(), config.TEACHER, EXAMPLE)
+    flags = cli.parse(__doc__, cli.teaching_groups(), config.TEACHER, EXAMPLE, kind="teacher")
     from fine_tune.teach import teach  # after the flags: importing torch takes seconds
 
     teach(flags)

@@ -9,11 +9,12 @@ EXAMPLE = """python run_lad_distil.py --experiment LAD_soft_1_42 --task qqp --te
 
 def main() -> None:
     """Read the flags, then distil."""
-    flags = cli.parse(__doc__, [*cli.distilling_groups(), cli.gates()], config.GATED, EXAMPLE)
+    groups = [*cli.distilling_groups(), cli.gates()]
+    flags = cli.parse(__doc__, groups, config.GATED, EXAMPLE, kind="student", method="lad")
     from fine_tune.distil import distil  # after the flags: importing torch takes seconds
-    from fine_tune.methods.lad import Lad
+    from fine_tune.methods.lad import lad
 
-    distil(flags, lambda run, layers: Lad(layers, run.num_hidden_layers, (run.max_seq_len, run.d_model)))
+    distil(flags, lambda run, layers: lad(layers, run.num_hidden_layers, run.max_seq_len, run.d_model))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,17 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return read
 
 
+def indices(text: str) -> list[int]:
+    """Read comma separated layer numbers from 1, none twice."""
+    parts = text.split(",")
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,5}", part) for part in parts):
+        raise ValueError("must be layer numbers from 1, separated by commas")
+    numbers = [int(part) for part in parts]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("must not name a layer twice")
+    return numbers
+
+
 def name(text: str) -> str:
     """Read a plain name, safe as a part of a path."""
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", text) or set(text) == {"."}:
@@ -239,6 +250,26 @@ def gates() -> Group:
     ]
 
 
+def probing() -> Group:
+    """Which probe of LAD, and which layers it pairs."""
+    return "probe", [
+        Flag("probing_exp", choice("partial_lad", "lad_user_defined", "lad_cls"), "the probe"),
+        Flag("gate_indices", indices, "gates whose knowledge is learned, such as 2,4,6", falls_back="only for lad_cls"),
+        Flag("student_indices", indices, "student layers that learn it, such as 1,2,3", falls_back="1..N"),
+    ]
+
+
+def attention() -> Group:
+    """Which variant of ALP-KD."""
+    return "ALP-KD", [
+        Flag(
+            "alp_exp",
+            choice("alp-kd", "alp-kd-hidden", "alp-kd-hidden-v2"),
+            "attend on [CLS], at every position, or at every position to the layers up to i * L / N (v2)",
+        )
+    ]
+
+
 def evaluation(ckpt: Flag) -> Group:
     """Flags of evaluation and prediction; they differ in what --ckpt means."""
     return "evaluation", [Flag("batch_size", whole(1), "examples at a time; changes no result", "32"), ckpt]
@@ -329,15 +360,20 @@ def read_flags(raw: Namespace, groups: Sequence[Group], problems: list[str]) -> 
 
 
 def parse(
-    description: str, groups: Sequence[Group], checks: Sequence[Check], example: str, argv: Sequence[str] | None = None
+    description: str,
+    groups: Sequence[Group],
+    checks: Sequence[Check],
+    example: str,
+    argv: Sequence[str] | None = None,
+    **facts: str,
 ) -> Namespace:
-    """Read the command line into a namespace of checked values.
+    """Read the command line into a namespace of checked values; `facts` are what the script itself says of its runs.
 
     Raises UserError that names every problem of the command: unknown, missing and wrong flags, and what `checks` find.
     """
     raw, unknown = build(description, groups, example).parse_known_args(argv)
     problems = [f"{word!r}: is no flag of this script (see -h)" for word in unknown]
-    config = read_flags(raw, groups, problems)
+    config = Namespace(**vars(read_flags(raw, groups, problems)), **facts)
     for check in checks:
         problems.extend(check(config))
     if problems:

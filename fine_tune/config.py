@@ -201,9 +201,9 @@ def teacher_run(config: Namespace) -> Iterator[str]:
 def student_sizes(config: Namespace, encoder: dict[str, Any]) -> Iterator[str]:
     """The student must fit the teacher of sizes `encoder`: its width, layers that divide, weights that can be taken."""
     given = vars(config)
-    layers, taken = given.get("num_hidden_layers"), given.get("student_init") != "random"
-    if layers and encoder["num_hidden_layers"] % layers:
-        yield f"--num_hidden_layers {layers}: must divide the teacher's {encoder['num_hidden_layers']} layers"
+    if "num_hidden_layers" in given:
+        yield from student_depth(config, encoder["num_hidden_layers"])
+    taken = given.get("student_init") != "random"
     same = {"d_model": "hidden_size"}
     if taken:
         same |= {"d_ff": "intermediate_size", "num_attention_heads": "num_attention_heads"}
@@ -217,9 +217,61 @@ def student_sizes(config: Namespace, encoder: dict[str, Any]) -> Iterator[str]:
             yield f"--{flag} {given[flag]}: must be the teacher's {encoder[key]}{cure}"
 
 
+def student_depth(config: Namespace, layers: int) -> Iterator[str]:
+    """The student's depth must divide the teacher's `layers`, and suit the method."""
+    students = config.num_hidden_layers
+    if layers % students:
+        yield f"--num_hidden_layers {students}: must divide the teacher's {layers} layers"
+    elif config.method == "lad_no" and layers // students < 2:
+        yield f"--num_hidden_layers {students}: LAD-NO needs at most half of the teacher's {layers} layers"
+    elif hasattr(config, "gate_indices") and hasattr(config, "student_indices") and hasattr(config, "probing_exp"):
+        yield from index_problems(config, layers)
+
+
+@needs("probing_exp", "gate_indices")
+def probe(config: Namespace) -> Iterator[str]:
+    """Every probe but lad_cls pairs layers; lad_cls pairs none."""
+    if config.probing_exp != "lad_cls" and config.gate_indices is None:
+        yield f"--gate_indices: is required with --probing_exp {config.probing_exp}"
+    for flag in ("gate_indices", "student_indices"):
+        if config.probing_exp == "lad_cls" and getattr(config, flag, None):
+            yield f"--{flag}: has no meaning with --probing_exp lad_cls; leave it out"
+
+
+def index_problems(config: Namespace, layers: int) -> Iterator[str]:
+    """Yield what is wrong with --gate_indices and --student_indices for a teacher of `layers` layers."""
+    if config.probing_exp == "lad_cls" or config.gate_indices is None:
+        return
+    gates, students = config.gate_indices, config.num_hidden_layers
+    chosen = config.student_indices or list(range(1, students + 1))
+    for flag, values, limit in (("gate_indices", gates, layers), ("student_indices", chosen, students)):
+        if max(values) > limit:
+            yield f"--{flag} {listed(values)}: must lie within 1..{limit}"
+            return
+    both = f"--gate_indices {listed(gates)} and --student_indices {listed(chosen)}"
+    if config.probing_exp == "lad_user_defined" and len(chosen) != len(gates):
+        yield f"{both}: must name as many layers as each other, not {len(gates)} and {len(chosen)}"
+    if config.probing_exp == "partial_lad":
+        skip = layers // students
+        if len(chosen) not in (len(gates), students):
+            yield f"{both}: the latter must name {len(gates)} layers, or all {students}"
+        rest, odd = divmod(layers - max(gates), skip)
+        if odd or len(gates) + rest != students:
+            yield (
+                f"{both}: {len(gates)} gates and every {skip}th layer from {max(gates)} to {layers} "
+                f"must make {students} targets"
+            )
+
+
+def listed(numbers: list[int]) -> str:
+    """Return numbers as they are typed."""
+    return ",".join(map(str, numbers))
+
+
 TRAINING: tuple[Check, ...] = (accumulation, warm_up)
 TEACHER: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_place)
 STUDENT: tuple[Check, ...] = (*TRAINING, heads, teacher_run)
 GATED: tuple[Check, ...] = (*STUDENT, gate_warm_up)
+PROBING: tuple[Check, ...] = (*GATED, probe)
 EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)
 PREDICTION: tuple[Check, ...] = (any_split, existing_run)

@@ -82,8 +82,6 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
 
     config = experiment.described(
         flags,
-        kind="student",
-        method=type(method).__name__,
         labels=list(task.labels),
         encoder=models.sizes(student.encoder.config),
         data_sha256=sha256(path),

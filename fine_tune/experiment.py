@@ -21,7 +21,8 @@ from fine_tune.optim import Learner
 from fine_tune.train import Named, train
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
-FREE = {"device_id", "tdevice_id", "gate_device_id", "log_step", "ckpt_step", "data_dir", "experiment_dir"}
+FREE = {"device_id", "tdevice_id", "gate_device_id", "log_step", "ckpt_step", "data_dir", "experiment_dir", "versions"}
+FACTS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json, but no flags
 
 
 @dataclass
@@ -77,9 +78,9 @@ def settled(flags: Namespace) -> bool:
 def compare(folder: Path, config: Namespace) -> None:
     """Raise UserError that names each setting in which `config` differs from the run in `folder`."""
     saved = read_json(folder / "config.json")
-    shared = [name for name in vars(config) if name in saved and name not in FREE | {"versions"}]
-    now = vars(config)
-    changed = [f"--{name} was {saved[name]}, now {now[name]}" for name in shared if saved[name] != now[name]]
+    now = {name: value for name, value in vars(config).items() if name not in FREE}
+    shared = [name for name in now if name in saved and saved[name] != now[name]]
+    changed = [f"{'' if name in FACTS else '--'}{name} was {saved[name]}, now {now[name]}" for name in shared]
     if changed:
         raise UserError(
             f"--experiment {config.experiment}: {folder} was started with other settings: {', '.join(changed)}; "

@@ -35,7 +35,6 @@ def teach(flags: Namespace) -> None:
 
     config = experiment.described(
         flags,
-        kind="teacher",
         labels=list(task.labels),
         encoder=models.sizes(pretrained.config),
         data_sha256=sha256(path),

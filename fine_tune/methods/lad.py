@@ -1,4 +1,9 @@
-"""LAD: gates carry every teacher layer up to the one that a student layer learns (Lin, Chen, Kao 2023, section 3)."""
+"""LAD and its probes: gates carry every teacher layer up to the one that a student layer learns.
+
+Lin, Chen, Kao, Sensors 2023, 23(3):1483, sections 3 and 5.5. Layers and gates are numbered from 1.
+"""
+
+from argparse import Namespace
 
 import torch
 from torch import nn
@@ -9,16 +14,73 @@ from fine_tune.methods import Method, Pairs
 
 
 class Lad(Method):
-    """Target of s_i: a_{i * skip}, where a_1 = t_1 and a_k = gate_k(a_{k-1}, t_k)."""
+    """a_1 = t_1 and a_k = gate_k(a_{k-1}, t_k) up to k = `height`; student layers learn some of a and of t.
 
-    def __init__(self, layers: int, students: int, plane: tuple[int, ...]) -> None:
+    `carried` holds (student layer, k) pairs that learn a_k, `plain` those that learn t_k. Gate k is filed under k - 1.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        plane: tuple[int, ...],
+        carried: list[tuple[int, int]],
+        plain: list[tuple[int, int]] | None = None,
+        cls_only: bool = False,
+    ) -> None:
         super().__init__()
-        self.skip = layers // students
-        self.gates = nn.ModuleDict({str(index): Gate(*plane) for index in range(1, layers)})
+        self.carried, self.plain, self.cls_only = carried, plain or [], cls_only
+        self.gates = nn.ModuleDict({str(index): Gate(*plane) for index in range(1, height)})
 
     def forward(self, teacher: list[torch.Tensor], student: list[torch.Tensor], layout: Layout) -> Pairs:
-        """Pair every student layer with the knowledge aggregated up to its share of the teacher."""
-        carried = [teacher[0]]
-        for gate, above in zip(self.gates.values(), teacher[1:], strict=True):
-            carried.append(gate(carried[-1], above, layout))
-        return list(zip(carried[self.skip - 1 :: self.skip], student, strict=True))
+        """Pair each student layer with what it learns."""
+        aggregated = [teacher[0]]
+        for gate, above in zip(self.gates.values(), teacher[1:], strict=False):  # `height` may end below the top
+            aggregated.append(gate(aggregated[-1], above, layout))
+        pairs = [(aggregated[k - 1], student[i - 1]) for i, k in self.carried]
+        return pairs + [(teacher[k - 1], student[i - 1]) for i, k in self.plain]
+
+
+def lad(layers: int, students: int, seq_len: int, d_model: int) -> Lad:
+    """LAD: s_i learns a_{i * skip}."""
+    return Lad(layers, (seq_len, d_model), even(layers, students))
+
+
+def lad_cls(layers: int, students: int, d_model: int) -> Lad:
+    """LAD on position 0 only; the gates' LayerNorm spans D."""
+    return Lad(layers, (d_model,), even(layers, students), cls_only=True)
+
+
+def partial_lad(
+    layers: int, students: int, seq_len: int, d_model: int, gate_indices: list[int], student_indices: list[int]
+) -> Lad:
+    """Partial LAD: the first len(G) of `student_indices` learn a_g for g in G = `gate_indices`.
+
+    The other student layers, ascending, learn the plain t_{max(G) + skip}, t_{max(G) + 2 * skip}, ... up to t_L.
+    """
+    height, skip = max(gate_indices), layers // students
+    chosen = student_indices[: len(gate_indices)]
+    others = [i for i in range(1, students + 1) if i not in chosen]
+    plain = list(zip(others, range(height + skip, layers + 1, skip), strict=True))
+    return Lad(height, (seq_len, d_model), list(zip(chosen, gate_indices, strict=True)), plain)
+
+
+def lad_user_defined(
+    layers: int, seq_len: int, d_model: int, gate_indices: list[int], student_indices: list[int]
+) -> Lad:
+    """LAD as the user pairs it: student_indices[j] learns a_{gate_indices[j]}; other layers learn no hidden state."""
+    return Lad(layers, (seq_len, d_model), list(zip(student_indices, gate_indices, strict=True)))
+
+
+def probe(run: Namespace, layers: int) -> Lad:
+    """Return the probe that --probing_exp of the flags `run` names, for a teacher of `layers` layers."""
+    if run.probing_exp == "lad_cls":
+        return lad_cls(layers, run.num_hidden_layers, run.d_model)
+    students = run.student_indices or list(range(1, run.num_hidden_layers + 1))
+    if run.probing_exp == "lad_user_defined":
+        return lad_user_defined(layers, run.max_seq_len, run.d_model, run.gate_indices, students)
+    return partial_lad(layers, run.num_hidden_layers, run.max_seq_len, run.d_model, run.gate_indices, students)
+
+
+def even(layers: int, students: int) -> list[tuple[int, int]]:
+    """Return (i, i * skip) for every student layer i."""
+    return [(i, i * (layers // students)) for i in range(1, students + 1)]

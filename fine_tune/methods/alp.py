@@ -1,0 +1,38 @@
+"""ALP-KD: every student layer learns an attention-weighted mix of teacher layers (Passban et al., AAAI 2021)."""
+
+import torch
+
+from fine_tune.layout import Layout
+from fine_tune.methods import Method, Pairs
+
+
+class Alp(Method):
+    """Target of s_i: sum_l w_l t_l with w = softmax_l(<t_l, s_i> / sqrt(D)), at each position on its own.
+
+    `limits` holds for each student layer the number of teacher layers that it attends to, from the first on. Gradient
+    flows into the student through the weights, too. `shown` is the mean attention over the rows, (L,), as attn-<i>.
+    """
+
+    def __init__(self, limits: list[int], cls_only: bool = False) -> None:
+        super().__init__()
+        self.limits, self.cls_only = limits, cls_only
+
+    def forward(self, teacher: list[torch.Tensor], student: list[torch.Tensor], layout: Layout) -> Pairs:
+        """Pair every student layer with its mix."""
+        keys = torch.stack(teacher, dim=1)  # (R, L, D)
+        pairs = []
+        for index, (state, limit) in enumerate(zip(student, self.limits, strict=True)):
+            scores = torch.einsum("rld,rd->rl", keys[:, :limit], state) / state.shape[1] ** 0.5
+            weights = scores.softmax(dim=1)  # subtracts the maximum, so large hidden states do not overflow
+            pairs.append((torch.einsum("rl,rld->rd", weights, keys[:, :limit]), state))
+            attention = torch.zeros(len(teacher), device=weights.device)
+            attention[:limit] = layout.mean(weights.detach())
+            self.shown[f"attn-{index}"] = attention
+        return pairs
+
+
+def alp(alp_exp: str, layers: int, students: int) -> Alp:
+    """Return ALP-KD as --alp_exp names it: on [CLS], at all positions, or with l <= i * skip only (v2)."""
+    if alp_exp == "alp-kd-hidden-v2":
+        return Alp([i * (layers // students) for i in range(1, students + 1)])
+    return Alp([layers] * students, cls_only=alp_exp == "alp-kd")

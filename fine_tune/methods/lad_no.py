@@ -1,0 +1,26 @@
+"""LAD-NO: no overlap between the student layers' shares of the teacher, no chain of gates.
+
+Lin, Chen, Kao, Sensors 2023, 23(3):1483, section 5.4.
+"""
+
+import torch
+from torch import nn
+
+from fine_tune.gates import Gate
+from fine_tune.layout import Layout
+from fine_tune.methods import Method, Pairs
+
+
+class LadNo(Method):
+    """Target of s_i: gate_i(t_{i * skip - 1}, t_{i * skip}). Gate i's file has index i - 1."""
+
+    def __init__(self, layers: int, students: int, seq_len: int, d_model: int) -> None:
+        super().__init__()
+        self.skip = layers // students
+        self.gates = nn.ModuleDict({str(index): Gate(seq_len, d_model) for index in range(students)})
+
+    def forward(self, teacher: list[torch.Tensor], student: list[torch.Tensor], layout: Layout) -> Pairs:
+        """Pair every student layer with the mix of the top two layers of its share of the teacher."""
+        below, above = teacher[self.skip - 2 :: self.skip], teacher[self.skip - 1 :: self.skip]
+        layers = zip(self.gates.values(), below, above, student, strict=True)
+        return [(gate(lower, upper, layout), state) for gate, lower, upper, state in layers]
