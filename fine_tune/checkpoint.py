@@ -1,7 +1,7 @@
 """Model, gate and state files of a run."""
 
-import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +9,78 @@ import torch
 from torch import nn
 
 from fine_tune.errors import UserError
-from fine_tune.files import replacing
+from fine_tune.files import replacing, sha256
+from fine_tune.log import say
 from fine_tune.optim import Learner
 
 STATE = "state.pt"
+SUMS = "SHA256SUMS"
 
 
 def save(path: Path, value: Any) -> None:
-    """Write `value` with torch.save, atomically; raises UserError naming `path` when the system refuses."""
-    with replacing(path) as file:
+    """Write `value` with torch.save, atomically, and its checksum; raises UserError when the system refuses."""
+    with replacing(path, before=lambda part: add_sum(path, sha256(part))) as file:
         try:
             torch.save(value, file)
         except RuntimeError as error:  # torch's word for a full disk
             raise OSError(str(error)) from error
 
 
+def read_sums(folder: Path) -> dict[str, list[str]]:
+    """Return the checksums listed in a folder by file name: none, one, or two while a file is being replaced."""
+    sums: dict[str, list[str]] = {}
+    path = folder / SUMS
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        digest, _, name = line.partition("  ")
+        sums.setdefault(name, []).append(digest)
+    return sums
+
+
+def write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
+    """Write the checksums of a folder as `sha256sum -c` reads them."""
+    with replacing(folder / SUMS) as file:
+        file.write("".join(f"{digest}  {name}\n" for name in sums for digest in sums[name]).encode())
+
+
+def add_sum(path: Path, digest: str) -> None:
+    """List the checksum of the file about to take the place of `path`; that of the one still there stays for now."""
+    sums = read_sums(path.parent)
+    old = sums.get(path.name, [])[-1:] if path.is_file() else []
+    write_sums(path.parent, sums | {path.name: [*(digest_ for digest_ in old if digest_ != digest), digest]})
+
+
+def remove(paths: list[Path]) -> None:
+    """Delete checkpoint files of one folder and their checksums."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    if paths:
+        gone = {path.name for path in paths}
+        folder = paths[0].parent
+        write_sums(folder, {name: digests for name, digests in read_sums(folder).items() if name not in gone})
+
+
 def load(path: Path) -> Any:
-    """Read a file of tensors, on the CPU and without running anything in it; raises UserError naming `path`."""
+    """Read a file of tensors, on the CPU and without running anything in it, after a look at its checksum.
+
+    Raises UserError naming `path` when it is damaged; a file that has no checksum is read with a note.
+    """
+    known = read_sums(path.parent).get(path.name) if path.is_file() else []
+    if known is None:
+        say(f"{path}: has no checksum in {SUMS} beside it, so damage to it cannot be seen")
+    elif known and sha256(path) not in known:
+        raise UserError(
+            f"{path}: differs from its checksum in {SUMS}, so it is damaged (or was replaced: remove its line there)"
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        file = open(path, "rb")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is damaged or no checkpoint of tensors; delete it or use another step") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has advice about files that it then refuses
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged or foreign file makes torch raise nearly anything
+            raise UserError(f"{path}: is damaged or no checkpoint of tensors; delete it or use another step") from error
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -62,6 +111,15 @@ def save_parts(folder: Path, step: int, modules: dict[str, nn.Module], tensors: 
         save(folder / f"{name}-{step}.pt", module.state_dict())
     for name, tensor in tensors.items():
         save(folder / f"{name}-{step}.pt", tensor.cpu())
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all parts of the checkpoints but the newest `keep`."""
+    old = set(steps(folder)[:-keep])
+    parts = (
+        (path, re.fullmatch(r"(?:model|gate-[0-9]+|attn-[0-9]+)-([0-9]+)\.pt", path.name)) for path in folder.iterdir()
+    )
+    remove([path for path, match in parts if match and int(match[1]) in old])
 
 
 def save_state(folder: Path, step: int, modules: dict[str, nn.Module], learners: dict[str, Learner]) -> None:

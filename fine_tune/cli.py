@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fine_tune import interrupt
 from fine_tune.config import PROJECT_ROOT, Check
 from fine_tune.errors import Stop, UserError
 from fine_tune.tasks import TASKS
@@ -285,8 +286,11 @@ def places() -> Group:
 
 
 def runs() -> Group:
-    """What to do about a run that is already there."""
-    return "runs", [Flag("overwrite", None, "start afresh; the run that is there is moved aside")]
+    """What stays of a run, and what to do about one that is already there."""
+    return "runs", [
+        Flag("keep_last", whole(1), "checkpoints to keep, counted from the newest", falls_back="all"),
+        Flag("overwrite", None, "start afresh; the run that is there is moved aside"),
+    ]
 
 
 def teaching_groups() -> list[Group]:
@@ -383,9 +387,10 @@ def parse(
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's main; a Stop becomes one line `<script>: error: <message>` and its exit code."""
+    interrupt.listen()
     try:
         main()
     except Stop as stop:
-        print(f"{Path(sys.argv[0]).name}: error: {stop}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)
         sys.exit(stop.exit_code)
     sys.exit(0)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fine_tune import interrupt
 from fine_tune.errors import UserError
 from fine_tune.files import make_folder, replacing, sha256
 from fine_tune.tasks import Split, Task
@@ -201,6 +202,7 @@ def tokenise(examples: list[Example], backend: Any, max_seq_len: int, regression
             lengths.extend(len(e) for e in encodings)
             first.extend(e.type_ids.count(0) for e in encodings)
             progress.update(len(chunk))
+            interrupt.poll()
     backend.no_truncation()
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     labels = np.array([e.label or 0 for e in examples], np.float32 if regression else np.int64)

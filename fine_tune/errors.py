@@ -2,9 +2,10 @@
 
 
 class Stop(Exception):
-    """End the script with one line `<script>: error: <message>` and `exit_code`."""
+    """End the script with one line `<script>: <word>: <message>` and `exit_code`."""
 
     exit_code = 1
+    word = "error"
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())  # one line, whatever a library put into its message
@@ -14,3 +15,9 @@ class UserError(Stop):
     """A mistake of the user: a flag, a file or a device. The message names it, its value and the cure."""
 
     exit_code = 2
+
+
+class NotFinite(Stop):
+    """Training met a loss or gradient that is not a finite number."""
+
+    exit_code = 3

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from fine_tune import checkpoint, data, models
+from fine_tune import checkpoint, data, interrupt, models
 from fine_tune.config import data_file, log_folder, read_run, run_folder
 from fine_tune.data import Tokens
 from fine_tune.errors import UserError
@@ -46,6 +46,7 @@ def predict(model: models.BertClassifier, tokens: Tokens, batch_size: int, what:
         for rows in data.by_length(tokens.lengths, batch_size):
             logits[rows] = model(tokens.batch(rows).to(device))[0].cpu().numpy()
             shown.update(len(rows))
+            interrupt.poll("what was evaluated before is saved; the same command does the rest")
     return logits
 
 

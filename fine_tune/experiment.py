@@ -11,17 +11,17 @@ import torch
 import transformers
 from torch import nn
 
-from fine_tune import checkpoint
+from fine_tune import checkpoint, interrupt
 from fine_tune.config import log_folder, run_folder
 from fine_tune.data import Batch, Tokens, micro_batches
 from fine_tune.errors import UserError
-from fine_tune.files import locked, make_folder, read_json, write_json
+from fine_tune.files import locked, make_folder, read_json, remove_parts, write_json
 from fine_tune.log import Log, say
-from fine_tune.optim import Learner
+from fine_tune.optim import Guard, Learner
 from fine_tune.train import Named, train
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
-FREE = {"device_id", "tdevice_id", "gate_device_id", "log_step", "ckpt_step", "data_dir", "experiment_dir", "versions"}
+FREE = {"device_id", "tdevice_id", "gate_device_id", "log_step", "ckpt_step", "keep_last", "data_dir", "experiment_dir"}
 FACTS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json, but no flags
 
 
@@ -56,6 +56,7 @@ def described(flags: Namespace, **facts: Any) -> Namespace:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
     }
     return Namespace(**kept, **facts, versions=versions)
 
@@ -78,7 +79,7 @@ def settled(flags: Namespace) -> bool:
 def compare(folder: Path, config: Namespace) -> None:
     """Raise UserError that names each setting in which `config` differs from the run in `folder`."""
     saved = read_json(folder / "config.json")
-    now = {name: value for name, value in vars(config).items() if name not in FREE}
+    now = {name: value for name, value in vars(config).items() if name not in FREE | {"versions"}}
     shared = [name for name in now if name in saved and saved[name] != now[name]]
     changed = [f"{'' if name in FACTS else '--'}{name} was {saved[name]}, now {now[name]}" for name in shared]
     if changed:
@@ -108,6 +109,7 @@ def run(job: Job, overwrite: bool) -> None:
         if overwrite and folder.exists():
             move_aside(folder)
         make_folder(folder)
+        remove_parts(folder)
         open_folder(folder, job)
         start = checkpoint.load_state(folder, job.parts, job.learners)
         summary(folder, job, start)
@@ -118,6 +120,9 @@ def open_folder(folder: Path, job: Job) -> None:
     """Check the folder's config against the job's, or write it into a new one, with the tokenizer."""
     if (folder / "config.json").is_file():
         compare(folder, job.config)
+        saved = read_json(folder / "config.json").get("versions")
+        if saved != job.config.versions:
+            say(f"note: the run was started on {saved}, this is {job.config.versions}: numbers may differ slightly")
     else:
         job.tokenizer.save_pretrained(folder / "tokenizer")
         write_json(folder / "config.json", vars(job.config))  # last: it says that the folder is a run's
@@ -129,6 +134,7 @@ def summary(folder: Path, job: Job, start: int) -> None:
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in job.parts.items()}
     mebibytes = sum(millions.values()) * 4e6 / 2**20  # fp32; AdamW keeps two more numbers per parameter
     saved = -(-config.total_step // config.ckpt_step)
+    saved = min(saved, config.keep_last or saved)
     say(f"{config.kind} {config.experiment}: {config.task} {config.dataset}, {len(job.tokens)} examples, in {folder}")
     gates = sum(millions.values()) - millions["model"]
     say(
@@ -147,20 +153,28 @@ def drive(folder: Path, job: Job, start: int) -> None:
     size = config.batch_size // config.accum_step
     rows = micro_batches(len(job.tokens), size, config.seed, start * config.accum_step)
     batches = (job.tokens.batch(chosen, job.seq_len) for chosen in rows)
-    log = Log(log_folder(folder), job.tag, start, config.total_step, config.log_step)
+    guard = Guard(job.learners)
+    log = Log(log_folder(folder), job.tag, start, config.total_step, config.log_step, before=guard.check)
 
     def save(step: int, shown: Named) -> None:
-        if step % config.ckpt_step == 0 or step == config.total_step:
-            vectors = {name: value for name, value in shown.items() if value.ndim}
-            checkpoint.save_parts(folder, step, job.parts, vectors)
-            checkpoint.save_state(folder, step, job.parts, job.learners)
+        due = step % config.ckpt_step == 0 or step == config.total_step
+        if due or interrupt.received:
+            guard.check()
+            log.flush()
+            if due:
+                vectors = {name: value for name, value in shown.items() if value.ndim}
+                checkpoint.save_parts(folder, step, job.parts, vectors)
+            checkpoint.save_state(folder, step, job.parts, job.learners)  # last: it vouches for all before
+            if due and config.keep_last:
+                checkpoint.prune(folder, config.keep_last)
+            interrupt.poll(f"saved after step {step}; the same command goes on from there")
 
     for part in job.parts.values():
         part.train()
     try:
         steps = range(start + 1, config.total_step + 1)
-        train(steps, config.accum_step, batches, job.losses_of, job.learners, log, save)
+        train(steps, config.accum_step, batches, job.losses_of, job.learners, guard, log, save)
     finally:
         log.close()
-    (folder / checkpoint.STATE).unlink()
+    checkpoint.remove([folder / checkpoint.STATE])
     say(f"done: {folder / f'model-{config.total_step}.pt'}")

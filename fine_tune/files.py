@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,10 +13,11 @@ from fine_tune.errors import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, before: Callable[[Path], None] = lambda part: None) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the place of `path` when the block ends well; until then `path` stays as it was.
 
-    Raises UserError naming `path` when the system refuses (no space, no permission).
+    `before` is called with the complete new file just before it takes that place. Raises UserError naming `path` when
+    the system refuses (no space, no permission).
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # beside its name: a rename never crosses file systems
     try:
@@ -24,6 +25,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        before(part)
         os.replace(part, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -66,6 +68,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process left of unfinished files; only for a folder that is locked."""
+    for path in folder.glob(".*.part"):
+        path.unlink()
 
 
 def sha256(path: Path) -> str:

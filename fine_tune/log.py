@@ -1,19 +1,45 @@
 """What a user sees of a run: the summary before the first step, the progress line and tensorboard."""
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from tensorboard.compat.proto import event_pb2
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from fine_tune.files import make_folder
+from fine_tune.files import make_folder, replacing
+
+TRAINING = ".train"  # ends the names of the event files that training writes; evaluation has files of its own
 
 
-def writer(folder: Path) -> SummaryWriter:
+def writer(folder: Path, suffix: str = "") -> SummaryWriter:
     """Open a tensorboard folder."""
     make_folder(folder)
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), filename_suffix=suffix)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Drop the points that training logged after `step`, which a resumed run logs again; nothing else is touched.
+
+    Tensorboard's own purge would drop the evaluation points of those steps, too.
+    """
+    for path in folder.glob(f"*{TRAINING}"):
+        kept = [record for record, event_step in records(path.read_bytes()) if event_step <= step]
+        with replacing(path) as file:
+            file.write(b"".join(kept))
+
+
+def records(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield each whole record of an event file with its step: length (8 bytes), its CRC (4), event, the event's CRC."""
+    start = 0
+    while start + 16 <= len(content):
+        end = start + 16 + int.from_bytes(content[start : start + 8], "little")
+        if end > len(content):  # a killed process left half a record
+            return
+        yield content[start:end], event_pb2.Event.FromString(content[start + 12 : end - 4]).step
+        start = end
 
 
 def say(line: str) -> None:
@@ -28,10 +54,17 @@ def progress(total: int, initial: int, what: str) -> tqdm:
 
 
 class Log:
-    """Shows the losses of a run on the progress line, and every `log_step` steps in tensorboard under `prefix`."""
+    """Shows the losses of a run on the progress line, and every `log_step` steps in tensorboard under `prefix`.
 
-    def __init__(self, folder: Path, prefix: str, start: int, total_step: int, log_step: int) -> None:
-        self.writer = writer(folder)
+    `before` is called before values are read, to raise if they are not worth showing.
+    """
+
+    def __init__(
+        self, folder: Path, prefix: str, start: int, total_step: int, log_step: int, before: Callable[[], None]
+    ) -> None:
+        forget_after(folder, start)
+        self.before = before
+        self.writer = writer(folder, TRAINING)
         self.progress = progress(total_step, start, "step")
         self.prefix, self.log_step = prefix, log_step
 
@@ -40,12 +73,17 @@ class Log:
         scalars = {name: value for name, value in named.items() if value.ndim == 0}
         due = step % self.log_step == 0
         if due or scalars["loss"].device.type == "cpu":  # reading a value waits for a GPU, so there only when due
+            self.before()
             values = dict(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))
             self.progress.set_description(" ".join(f"{k}: {v:.6f}" for k, v in values.items()), refresh=False)
             if due:
                 for name, value in (values | rates).items():
                     self.writer.add_scalar(f"{self.prefix}/{name}", value, step)
         self.progress.update()
+
+    def flush(self) -> None:
+        """Put every point of tensorboard on disk: what is lost from memory later is not logged again by a resume."""
+        self.writer.flush()
 
     def close(self) -> None:
         """Write what is still in memory."""

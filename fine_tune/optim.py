@@ -1,7 +1,11 @@
-"""What is trained together: modules, their AdamW, its linear schedule, and what is clipped as one."""
+"""What is trained together: modules, their AdamW, its linear schedule, what is clipped as one; when not to update."""
+
+import math
 
 import torch
 from torch import nn
+
+from fine_tune.errors import NotFinite
 
 
 def warm_up_factor(done: int, warmup_step: int, total_step: int) -> float:
@@ -29,6 +33,7 @@ class Learner:
         total_step: int,
     ) -> None:
         self.clipped_together = [list(module.parameters()) for module in modules]
+        self.device = self.clipped_together[0][0].device
         self.lr, self.max_norm, self.warmup_step, self.total_step = lr, max_norm, warmup_step, total_step
         named = [pair for module in modules for pair in module.named_parameters()]
         groups = [
@@ -37,16 +42,59 @@ class Learner:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
-    def step(self, number: int) -> float:
-        """Clip, update and clear the gradients as step `number`, counted from 1; return the learning rate used."""
-        for parameters in self.clipped_together:
-            nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        lr = self.lr * warm_up_factor(number - 1, self.warmup_step, self.total_step)  # so the first step runs at lr 0
+    def clip(self) -> torch.Tensor:
+        """Clip the gradients, and return their norm before that, a scalar: the largest, where several are clipped."""
+        norms = [nn.utils.clip_grad_norm_(parameters, self.max_norm) for parameters in self.clipped_together]
+        return torch.stack([norm.to(self.device) for norm in norms]).max()  # max passes nan on
+
+    def rate(self, number: int) -> float:
+        """Return the learning rate of step `number`, counted from 1; the first step runs at 0."""
+        return self.lr * warm_up_factor(number - 1, self.warmup_step, self.total_step)
+
+    def step(self, number: int, skip: torch.Tensor) -> float:
+        """Update and clear the gradients as step `number`, counted from 1; return the learning rate used.
+
+        Where the scalar `skip` is 1, the update is left out on the device itself, so that nothing waits for its value.
+        """
+        self.optimizer.found_inf = skip.to(self.device)  # how a fused optimiser is told by a gradient scaler
+        lr = self.rate(number)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
         return lr
+
+
+class Guard:
+    """Watches what must be finite, from the first bad step on says to skip every update, and reports that step.
+
+    Everything stays on the device of the watched values until `check`.
+    """
+
+    def __init__(self, learners: dict[str, Learner]) -> None:
+        self.learners = learners
+        self.step = torch.zeros((), dtype=torch.long)  # 0 while all is well
+        self.values = torch.zeros(0)
+        self.names: list[str] = []
+
+    def skip(self, step: int, watched: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Take the scalars of a step; return 1.0 if one of them, or of an earlier step, is not finite, else 0.0."""
+        place = next(iter(watched.values())).device
+        values = torch.stack([value.detach().to(place) for value in watched.values()])
+        known, before = self.step.to(place), self.values if self.names else torch.zeros_like(values)
+        bad_now = ~values.isfinite().all()
+        self.values = torch.where(known > 0, before, values)
+        self.step = torch.where((known == 0) & bad_now, step, known)
+        self.names = list(watched)
+        return (self.step > 0).float()
+
+    def check(self) -> None:
+        """Raise NotFinite naming the first bad step and what was not finite in it; waits for the device."""
+        step = int(self.step)
+        if step:
+            bad = [f"{n} {v}" for n, v in zip(self.names, self.values.tolist(), strict=True) if not math.isfinite(v)]
+            at = ", ".join(f"{name} {learner.rate(step):g}" for name, learner in self.learners.items())
+            raise NotFinite(f"step {step} at {at}: {', '.join(bad)}; the last checkpoint stays; try a lower rate")
 
 
 def decays(name: str) -> bool:

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from fine_tune.data import Batch
-from fine_tune.optim import Learner
+from fine_tune.optim import Guard, Learner
 
 Named = dict[str, torch.Tensor]
 
@@ -17,6 +17,7 @@ def train(
     batches: Iterator[Batch],
     losses_of: Callable[[Batch], tuple[torch.Tensor, Named]],
     learners: dict[str, Learner],
+    guard: Guard,
     log: Callable[[int, Named, dict[str, float]], None],
     save: Callable[[int, Named], None],
 ) -> None:
@@ -24,7 +25,8 @@ def train(
 
     `losses_of` returns the scalar to minimise and what is to be seen of it: scalars are logged, vectors are saved
     beside the checkpoints, both as the mean over the step's micro-batches. `learners` are named as their learning
-    rate is logged.
+    rate is logged; `guard` leaves their updates out from the first value on that is not finite, and `log` and `save`
+    report it.
     """
     for step in steps:
         shown: Named = {}
@@ -33,6 +35,8 @@ def train(
             (loss / accum_step).backward()  # one backward pass, whatever the loss is made of
             for name, value in named.items():  # stays on the device: .item() here would wait for the GPU
                 shown[name] = shown.get(name, 0) + value.detach() / accum_step
-        rates = {name: learner.step(step) for name, learner in learners.items()}
+        norms = {f"gradient of {name}": learner.clip() for name, learner in learners.items()}
+        skip = guard.skip(step, {name: value for name, value in shown.items() if value.ndim == 0} | norms)
+        rates = {name: learner.step(step, skip) for name, learner in learners.items()}
         log(step, shown, rates)
         save(step, shown)

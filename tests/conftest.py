@@ -1,0 +1,36 @@
+"""Fixtures: one thread, so that numbers are the same on every machine, and a fine-tuned tiny teacher."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
+
+import torch  # noqa: E402
+
+from tests import tiny  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Keep torch to one thread."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with bert/, data/ and a teacher in runs/, fine-tuned by the real script; do not write into it."""
+    root = tmp_path_factory.mktemp("taught")
+    tiny.make_bert(root / "bert")
+    tiny.make_qqp(root / "data")
+    tiny.run_script("run_fine_tune", **tiny.teacher_flags(root))
+    return root
+
+
+@pytest.fixture
+def root(taught: Path, tmp_path: Path) -> Path:
+    """Return a copy of `taught` to work in."""
+    shutil.copytree(taught, tmp_path / "root")
+    return tmp_path / "root"

@@ -1,0 +1,221 @@
+"""The scripts end to end on a tiny BERT."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from fine_tune.errors import UserError
+from tests import golden, tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+def places(root: Path) -> dict[str, object]:
+    return {"data_dir": root / "data", "experiment_dir": root / "runs"}
+
+
+def shell(script: str, *words: object, **flags: object) -> subprocess.CompletedProcess:
+    """Run a script in a process of its own."""
+    command = [sys.executable, ROOT / f"{script}.py", *words]
+    command += [word for flag, value in flags.items() for word in (f"--{flag}", value)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([str(w) for w in command], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
+    root = tmp_path
+    tiny.make_bert(root / "bert")
+    tiny.make_qqp(root / "data")
+    teacher, student = tiny.teacher_flags(root), tiny.student_flags(root)
+    for script, flags in (("run_fine_tune", teacher), ("run_lad_distil", student)):
+        done = shell(script, **flags)
+        assert done.returncode == 0, done.stderr
+        assert "loss: " in done.stderr
+    assert "logits_loss: " in done.stderr
+    assert "hidden_loss: " in done.stderr
+    run = root / "runs" / "student_bert_qqp"
+    names = {f"{part}-{step}.pt" for part in ("model", "gate-1", "gate-2", "gate-3") for step in (2, 4, 6, 8)}
+    assert {path.name for path in run.iterdir()} == names | {"config.json", "tokenizer", "SHA256SUMS"}
+
+    done = shell("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", ckpt=4, **places(root))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["step", "accuracy", "f1_score", "eval_loss"]
+    assert [line.split()[0] for line in lines[1:4]] == ["4", "6", "8"]
+    saved = json.loads((run / "eval-dev.json").read_text())
+    assert [row["step"] for row in saved["checkpoints"]] == [4, 6, 8]
+    for tag in ("accuracy", "f1_score", "eval_loss"):
+        shown = tiny.curve(root / "runs", "student_bert_qqp", f"qqp/dev/{tag}")
+        assert shown == pytest.approx({row["step"]: row[tag] for row in saved["checkpoints"]}, rel=1e-6)
+
+    done = shell("generate_test_prediction", experiment="student", task="qqp", dataset="test", ckpt=8, **places(root))
+    assert done.returncode == 0, done.stderr
+    rows = (run / "QQP.tsv").read_text().split("\n")
+    assert rows[0] == "index\tprediction"
+    assert [row.split("\t")[0] for row in rows[1:-1]] == [str(index) for index in range(7)]
+    assert {row.split("\t")[1] for row in rows[1:-1]} <= {"0", "1"}
+
+
+def test_evaluation_against_the_library(root: Path) -> None:
+    """Accuracy, F1 and loss from transformers' own model, one padded example at a time, and scikit-learn."""
+    tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", batch_size=4, **places(root))
+    folder = root / "runs" / "teacher_bert_qqp"
+    saved = json.loads((folder / "eval-dev.json").read_text())
+    rows = [line.split("\t") for line in (root / "data/QQP/dev.tsv").read_text().splitlines()[1:]]
+    tokenizer = BertTokenizer.from_pretrained(root / "bert")
+    bert = BertModel(BertConfig.from_pretrained(root / "bert", attn_implementation="eager")).eval()
+    for found in saved["checkpoints"]:
+        weights = torch.load(folder / f"model-{found['step']}.pt", weights_only=True)
+        bert.load_state_dict({k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")})
+        logits = []
+        for row in rows:
+            inputs = tokenizer(
+                row[3], row[4], truncation=True, max_length=16, padding="max_length", return_tensors="pt"
+            )
+            with torch.no_grad():
+                pooled = bert(**inputs).pooler_output
+            logits.append(pooled @ weights["linear_layer.weight"].T + weights["linear_layer.bias"])
+        logits, labels = torch.cat(logits), [int(row[5]) for row in rows]
+        guesses = logits.argmax(1).numpy()
+        assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, guesses))
+        assert found["f1_score"] == pytest.approx(metrics.f1_score(labels, guesses))
+        probabilities = torch.softmax(logits.double(), 1).numpy()
+        assert found["eval_loss"] == pytest.approx(metrics.log_loss(labels, probabilities), rel=1e-4)
+
+
+def test_evaluation_merges_by_step(root: Path) -> None:
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | places(root)
+    tiny.run_script("run_fine_tune_eval", **flags, ckpt=4)
+    path = root / "runs" / "teacher_bert_qqp" / "eval-dev.json"
+    last = json.loads(path.read_text())["checkpoints"]
+    tiny.run_script("run_fine_tune_eval", **flags)
+    merged = json.loads(path.read_text())
+    assert [row["step"] for row in merged["checkpoints"]] == [2, 4]
+    assert merged["checkpoints"][1:] == last
+    tiny.run_script("run_fine_tune_eval", **flags | {"dataset": "train", "batch_size": 3})
+    assert path.with_name("eval-train.json").is_file()
+
+
+def test_best_prefers_the_earliest_and_the_lowest_loss() -> None:
+    from fine_tune.evaluate import best, table
+
+    rows = [
+        {"step": 1, "accuracy": 0.5, "pearson": math.nan, "eval_loss": 0.4},
+        {"step": 2, "accuracy": 0.9, "pearson": math.nan, "eval_loss": 0.3},
+        {"step": 3, "accuracy": 0.9, "pearson": math.nan, "eval_loss": 0.3},
+    ]
+    assert best(rows) == {"accuracy": {"step": 2, "value": 0.9}, "eval_loss": {"step": 2, "value": 0.3}}
+    assert [line.count("*") for line in table(rows).splitlines()] == [0, 0, 2, 0, 1]
+
+
+@pytest.mark.parametrize("name", golden.RUNS)
+def test_every_method_trains_evaluates_and_predicts(root: Path, name: str) -> None:
+    script, changes = golden.RUNS[name]
+    tiny.run_script(script, **tiny.student_flags(root, **changes, total_step=3, ckpt_step=2, dropout=0.1))
+    run = root / "runs" / "student_bert_qqp"
+    parts = {path.name.rsplit("-", 1)[0] for path in run.glob("*-3.pt")}
+    gates = {"lad": 3, "lad_no": 2, "partial_lad": 1, "lad_user_defined": 3, "lad_cls": 3}.get(name, 0)
+    first = 0 if name == "lad_no" else 1
+    attention = {"attn-0", "attn-1"} if name.startswith("alp") else set()
+    assert parts == {"model"} | attention | {f"gate-{index}" for index in range(first, first + gates)}
+    for index in sorted(attention):
+        weights = torch.load(run / f"{index}-3.pt", weights_only=True)
+        assert weights.shape == (4,)
+        assert weights.sum().item() == pytest.approx(1, rel=1e-5)
+    tiny.run_script("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", **places(root))
+    flags = {"experiment": "student", "task": "qqp", "dataset": "dev", "ckpt": 3}
+    tiny.run_script("generate_test_prediction", **flags, **places(root))
+    predicted = [line.split("\t")[1] for line in (run / "QQP-dev.tsv").read_text().splitlines()[1:]]
+    labels = [line.split("\t")[5] for line in (root / "data/QQP/dev.tsv").read_text().splitlines()[1:]]
+    accuracy = np.mean([a == b for a, b in zip(predicted, labels, strict=True)])
+    assert json.loads((run / "eval-dev.json").read_text())["checkpoints"][-1]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_mu_0_trains_on_logits_alone(root: Path) -> None:
+    tiny.run_script("run_lad_distil", **tiny.student_flags(root, mu=0))
+    hidden = tiny.curve(root / "runs", "student_bert_qqp", "qqp/train/bert/hidden_loss")
+    assert set(hidden.values()) == {0.0}
+
+
+# --- the same command twice, and mistakes -----------------------------------------------------------------------------
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_alone(taught: Path, capsys: pytest.CaptureFixture) -> None:
+    before = snapshot(taught)
+    tiny.run_script("run_fine_tune", **tiny.teacher_flags(taught))
+    assert "is finished (4 steps); nothing to do" in capsys.readouterr().err
+    assert snapshot(taught) == before
+
+
+def test_other_flags_under_the_same_name_are_refused(taught: Path) -> None:
+    before = snapshot(taught)
+    with pytest.raises(UserError, match=r"--lr was 0\.001, now 0\.5, --seed was 42, now 43; use another name"):
+        tiny.run_script("run_fine_tune", **tiny.teacher_flags(taught, lr=0.5, seed=43, log_step=7))
+    assert snapshot(taught) == before
+
+
+def test_overwrite_moves_the_old_run_aside(root: Path) -> None:
+    old = root / "runs" / "teacher_bert_qqp"
+    weights = (old / "model-4.pt").read_bytes()
+    tiny.run_script("run_fine_tune", "--overwrite", **tiny.teacher_flags(root, total_step=3))
+    assert old.with_name("teacher_bert_qqp.old-1").joinpath("model-4.pt").read_bytes() == weights
+    assert sorted(path.name for path in old.glob("model-*")) == ["model-2.pt", "model-3.pt"]
+    assert set(tiny.curve(root / "runs", "teacher_bert_qqp", "qqp/train/loss")) == {1, 2, 3}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_one_line(root: Path) -> None:
+    before = snapshot(root)
+    done = shell("run_lad_distil", **tiny.student_flags(root, device_id=0, tdevice_id=1))
+    assert done.returncode == 2
+    expected = "--tdevice_id 1: no such GPU; --device_id 0: no such GPU; --gate_device_id 0: no such GPU; this machine "
+    assert done.stderr == f"run_lad_distil.py: error: {expected}has 0 GPUs; -1 is the CPU\n"
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "changes", "expected"),
+    [
+        (
+            "run_fine_tune_eval",
+            {"experiment": "nobody", "dataset": "dev"},
+            "--experiment: .*nobody_bert_qqp/config.json",
+        ),
+        (
+            "run_fine_tune_eval",
+            {"ckpt": 5, "dataset": "dev"},
+            "--ckpt 5: .* holds no model-<step>.pt from that step on",
+        ),
+        ("generate_test_prediction", {"ckpt": 3, "dataset": "test"}, "--ckpt 3: .* does not exist; steps there: 2, 4"),
+        ("run_fine_tune_eval", {"dataset": "test"}, "--dataset test: --task qqp has train, dev"),
+    ],
+)
+def test_mistakes_in_evaluation(root: Path, script: str, changes: dict, expected: str) -> None:
+    before = snapshot(root)
+    with pytest.raises(UserError, match=expected):
+        tiny.run_script(script, **{"experiment": "teacher", "task": "qqp"} | changes | places(root))
+    assert snapshot(root) == before
+
+
+def test_a_broken_data_file_writes_nothing(root: Path) -> None:
+    path = root / "data" / "QQP" / "train.tsv"
+    path.write_text(path.read_text() + "1\t2\t3\n")
+    before = snapshot(root)
+    done = shell("run_lad_distil", **tiny.student_flags(root))
+    assert done.returncode == 2
+    expected = f"{path}:23: has 3 columns instead of 6, separated by TAB"
+    assert done.stderr == f"run_lad_distil.py: error: {expected}\n"
+    assert snapshot(root) == before
