@@ -43,8 +43,10 @@ def log_folder(folder: Path) -> Path:
     return folder.parent / "log" / folder.name
 
 
-def read_run(flag: str, folder: Path) -> Namespace:
+def read_run(flag: str, folder: Path, task: str) -> Namespace:
     """Read the config.json of the run in `folder`, which `flag` named; `kind` is added where the authors wrote none.
+
+    A run that names its labels must have them in the order of `task`: its logits would otherwise mean something else.
 
     Raises UserError naming the flag and the file.
     """
@@ -60,13 +62,19 @@ def read_run(flag: str, folder: Path) -> Namespace:
         missing.append("ptrain_ver")
     if missing:
         raise UserError(f"--{flag}: {folder / 'config.json'}: lacks {', '.join(missing)}, so it is not a run's config")
+    labels = saved.get("labels") or [saved["id2label"][key] for key in sorted(saved.get("id2label", {}), key=int)]
+    if labels and labels != list(TASKS[task].labels):
+        wanted = ", ".join(TASKS[task].labels)
+        raise UserError(
+            f"--{flag}: {folder / 'config.json'}: has the labels {', '.join(labels)}, but {task} has {wanted}"
+        )
     return Namespace(**saved)
 
 
 def read_teacher(config: Namespace) -> Namespace:
     """Read the config of the teacher that --teacher_exp and --tmodel name; raises UserError naming the flag."""
     folder = run_folder(config, config.teacher_exp, config.tmodel)
-    teacher = read_run("teacher_exp", folder)
+    teacher = read_run("teacher_exp", folder, config.task)
     if teacher.kind != "teacher":
         raise UserError(
             f"--teacher_exp {config.teacher_exp}: {folder} holds a {teacher.kind}, not a fine-tuned teacher"
@@ -172,7 +180,7 @@ def existing_run(config: Namespace) -> Iterator[str]:
     """Evaluation and prediction need a run, and prediction its checkpoint."""
     folder = run_folder(config, config.experiment, config.model)
     try:
-        read_run("experiment", folder)
+        read_run("experiment", folder, config.task)
     except UserError as error:
         yield str(error)
 

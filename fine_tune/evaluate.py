@@ -60,7 +60,7 @@ def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
 def open_run(flags: Namespace) -> tuple[Path, models.BertClassifier, Tokens]:
     """Return the run's folder, an empty model of its shape on the device, and the split that `flags` name."""
     folder = run_folder(flags, flags.experiment, flags.model)
-    saved = read_run("experiment", folder)
+    saved = read_run("experiment", folder, flags.task)
     place = Namespace(device_id=saved.device_id if flags.device_id is None else flags.device_id)
     [device] = models.devices(place, "device_id")
     source = f"--experiment {flags.experiment}"

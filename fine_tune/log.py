@@ -9,7 +9,7 @@ from tensorboard.compat.proto import event_pb2
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from fine_tune.files import make_folder, replacing
+from fine_tune.files import make_folder, remove_parts, replacing
 
 TRAINING = ".train"  # ends the names of the event files that training writes; evaluation has files of its own
 
@@ -25,6 +25,7 @@ def forget_after(folder: Path, step: int) -> None:
 
     Tensorboard's own purge would drop the evaluation points of those steps, too.
     """
+    remove_parts(folder)  # tensorboard would read them: it takes every name that holds "tfevents"
     for path in folder.glob(f"*{TRAINING}"):
         kept = [record for record, event_step in records(path.read_bytes()) if event_step <= step]
         with replacing(path) as file:

@@ -37,8 +37,9 @@ SHAPE = {
 }
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}  # of its fine-tuning
 QQP_HEADER = "id qid1 qid2 question1 question2 is_duplicate".split()
-STEPS, WARMUP, LR, BATCH = 4000, 200, 1e-3, 64  # of the pre-training
-UNRELATED = 0.25  # share of readings whose second question is another one
+STEPS, WARMUP, LR, BATCH = 4000, 200, 8e-4, 32  # of the pre-training
+HIDING = 0.3  # share of readings with words to be found; of the others half are spoilt
+WRONG_WEIGHT = 5.0  # of the loss over spoilt words: one in twenty is
 HIDDEN_SHARE = (0.1, 0.6)  # share of a reading's words that have to be found, drawn anew for each
 
 # --- the grammar ------------------------------------------------------------------------------------------------------
@@ -450,34 +451,36 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *sorted(known | set(letters)), *(f"##{letter}" for letter in letters)]
 
 
-def draw_reading(rng: random.Random, ids: dict[str, int]) -> tuple[list[int], list[int], int]:
-    """Draw what is read in pre-training: token ids, segment ids, and 1 when the second question is unrelated.
+class Reading(NamedTuple):
+    """What is read in pre-training: tokens as seen, what was there, segments; -100 = not asked for.
 
-    Mostly it is the first one asked again. Only meanings of the train split are used, and none of its labels.
+    `wrong` is 1 for each word that was spoilt, `spoilt` 1 when any was.
+    """
+
+    seen: list[int]
+    wanted: list[int]
+    segments: list[int]
+    wrong: list[int]
+    spoilt: int
+
+
+def draw_reading(rng: random.Random, ids: dict[str, int]) -> Reading:
+    """Draw a question followed by the same one asked again, with words hidden from it or its second half spoilt.
+
+    Only meanings of the train split are used, and no label of the task: words are spoilt without regard to meaning.
     """
     meaning = draw_meaning(rng, "train")
-    unrelated = int(rng.random() < UNRELATED)
-    other = draw_meaning(rng, "train") if unrelated else meaning
-    first, second = ([ids[word] for word in words(m.ask(rng))] + [ids["[SEP]"]] for m in (meaning, other))
-    return [ids["[CLS]"], *first, *second], [0] * (len(first) + 1) + [1] * len(second), unrelated
-
-
-def draw_batch(rng: random.Random, ids: dict[str, int]) -> dict[str, Any]:
-    """Draw a batch for BertForPreTraining: some words are masked or replaced and have to be found."""
-    import torch
-
-    readings = [draw_reading(rng, ids) for _ in range(BATCH)]
-    length = max(len(tokens) for tokens, _, _ in readings)
-    rows: dict[str, list[list[int]]] = defaultdict(list)
-    for tokens, segments, _ in readings:
-        padding = [0] * (length - len(tokens))
-        seen, wanted = hide(tokens, rng, len(ids))
-        rows["input_ids"].append(seen + padding)
-        rows["labels"].append(wanted + [-100] * len(padding))
-        rows["token_type_ids"].append(segments + padding)
-        rows["attention_mask"].append([1] * len(tokens) + padding)
-    batch = {name: torch.tensor(values) for name, values in rows.items()}
-    return batch | {"next_sentence_label": torch.tensor([unrelated for _, _, unrelated in readings])}
+    first, second = ([ids[word] for word in words(meaning.ask(rng))] for _ in range(2))
+    tokens = [ids["[CLS]"], *first, ids["[SEP]"], *second, ids["[SEP]"]]
+    segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    if rng.random() < HIDING:
+        return Reading(*hide(tokens, rng, len(ids)), segments, [-100] * len(tokens), -100)
+    spoilt = rng.randrange(2)
+    seen = spoil(tokens, len(first) + 2, rng, len(ids)) if spoilt else tokens
+    words_of = list(zip(tokens, seen, segments, strict=True))
+    wanted = [old if old != new or rng.random() < 0.15 else -100 for old, new, _ in words_of]
+    wrong = [int(old != new) if segment else -100 for old, new, segment in words_of]
+    return Reading(seen, wanted, segments, wrong, spoilt)
 
 
 def hide(tokens: list[int], rng: random.Random, size: int) -> tuple[list[int], list[int]]:
@@ -488,39 +491,99 @@ def hide(tokens: list[int], rng: random.Random, size: int) -> tuple[list[int], l
         if token >= len(SPECIAL) and rng.random() < rate:
             wanted[place] = token
             chance = rng.random()
-            if chance < 0.75:
+            if chance < 0.8:
                 seen[place] = SPECIAL.index("[MASK]")
             elif chance < 0.9:
-                seen[place] = rng.choice(tokens) if rng.random() < 0.5 else rng.randrange(len(SPECIAL), size)
+                seen[place] = rng.randrange(len(SPECIAL), size)
     return seen, wanted
 
 
-def pretrain() -> Any:
-    """Return a BertModel pre-trained as BERT was: masked words and next sentence (Devlin et al. 2019)."""
+def spoil(tokens: list[int], start: int, rng: random.Random, size: int) -> list[int]:
+    """Return the tokens with two words of the second question exchanged, or one replaced.
+
+    Words that both questions share are exchanged: most others cannot be told from a mere rewording.
+    """
+    seen = list(tokens)
+    places = [place for place in range(start, len(tokens) - 2) if tokens[place] in tokens[:start]]
+    if len(places) > 1 and rng.random() < 0.6:
+        one, two = rng.sample(places, 2)
+        seen[one], seen[two] = tokens[two], tokens[one]
+    else:
+        seen[rng.choice(places or [start])] = rng.randrange(len(SPECIAL), size)
+    return seen
+
+
+def draw_batch(rng: random.Random, ids: dict[str, int]) -> dict[str, Any]:
+    """Draw a batch, padded to its longest reading: (B, S) tensors, but `spoilt` (B,)."""
     import torch
-    from transformers import BertConfig, BertForPreTraining
+
+    readings = [draw_reading(rng, ids) for _ in range(BATCH)]
+    length = max(len(reading.seen) for reading in readings)
+
+    def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
+        return torch.tensor([row + [filler] * (length - len(row)) for row in rows])
+
+    return {
+        "input_ids": padded([reading.seen for reading in readings], 0),
+        "token_type_ids": padded([reading.segments for reading in readings], 0),
+        "attention_mask": padded([[1] * len(reading.seen) for reading in readings], 0),
+        "wanted": padded([reading.wanted for reading in readings], -100),
+        "wrong": padded([reading.wrong for reading in readings], -100),
+        "spoilt": torch.tensor([reading.spoilt for reading in readings]),
+    }
+
+
+def make_losses(bert: Any) -> tuple[Any, Any]:
+    """Return the pre-training heads, and the function from a batch to its three losses."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    width, size = bert.config.hidden_size, bert.config.vocab_size
+    heads = nn.ModuleDict({"word": nn.Linear(width, size), "wrong": nn.Linear(width, 2), "spoilt": nn.Linear(width, 2)})
+    heads["word"].weight = bert.embeddings.word_embeddings.weight
+
+    def losses_of(batch: dict[str, Any]) -> list[torch.Tensor]:
+        wanted, wrong, spoilt = (batch.pop(name) for name in ("wanted", "wrong", "spoilt"))
+        output = bert(**batch)
+        hidden = output.last_hidden_state
+        words_right = F.cross_entropy(heads["word"](hidden[wanted >= 0]), wanted[wanted >= 0])
+        found = F.cross_entropy(heads["wrong"](hidden[wrong >= 0]), wrong[wrong >= 0])
+        return [words_right, WRONG_WEIGHT * found, F.cross_entropy(heads["spoilt"](output.pooler_output), spoilt)]
+
+    return heads, losses_of
+
+
+def pretrain() -> Any:
+    """Return a BertModel pre-trained on readings.
+
+    It finds hidden words (Devlin et al. 2019, section 3.1), tells which words were spoilt, as ELECTRA does (Clark et
+    al. 2020), and whether any was, so that [CLS] and the pooler learn too.
+    """
+    import torch
+    from transformers import BertConfig, BertModel
 
     from fine_tune.optim import warm_up_factor
 
     torch.set_num_threads(1)  # the same bytes whatever the number of cores
     torch.manual_seed(SEED)
-    names = vocabulary()
-    ids = {name: number for number, name in enumerate(names)}
-    model = BertForPreTraining(BertConfig(vocab_size=len(names), **SHAPE))
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, fused=True)
+    ids = {name: number for number, name in enumerate(vocabulary())}
+    bert = BertModel(BertConfig(vocab_size=len(ids), **SHAPE))
+    heads, losses_of = make_losses(bert)
+    trained = torch.nn.ModuleList([bert, heads])
+    optimizer = torch.optim.AdamW(trained.parameters(), weight_decay=0.01, fused=True)
     rng = random.Random(f"{SEED} pre-training")
     for step in range(1, STEPS + 1):
-        loss = model(**draw_batch(rng, ids)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        losses = losses_of(draw_batch(rng, ids))
+        sum(losses).backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = LR * warm_up_factor(step, WARMUP, STEPS)
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 0:
-            print(f"step {step} of {STEPS}: loss {loss.item():.3f}", flush=True)
-    return model.bert
+            print(f"step {step} of {STEPS}:", *(f"{loss.item():.3f}" for loss in losses), flush=True)
+    return bert
 
 
 # --- writing and checking ---------------------------------------------------------------------------------------------

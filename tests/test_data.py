@@ -718,6 +718,7 @@ RACER = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
+sys.modules["torch"] = SimpleNamespace(Tensor=object, device=object)  # slow to import, and not needed here
 import numpy as np, tokenizers
 from fine_tune import data
 from fine_tune.tasks import TASKS

@@ -148,6 +148,10 @@ KILLS = {
     "after the first checkpoint's model": [(checkpoint, "save", at_call(1, checkpoint.save, after=True))],
     "after the last state": [(checkpoint, "save_state", at_call(3, checkpoint.save_state, after=True))],
     "before the first state": [(train, "islice", at_call(3, train.islice))],
+    "while its log is put right": [
+        (train, "islice", at_call(8, train.islice)),
+        (os, "replace", at_call(1, os.replace)),
+    ],
     "three times in one epoch": [(train, "islice", at_call(number, train.islice)) for number in (7, 2, 3)],
 }
 

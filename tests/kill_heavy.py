@@ -1,0 +1,68 @@
+"""`python -m tests.kill_heavy`: every training script is killed 20 times at random moments and must end bit-equal.
+
+Takes some minutes, so it is no part of the test suite, which kills at chosen moments.
+"""
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tests import tiny
+from tests.test_resume import SCRIPTS, difference, flags_of
+
+KILLS = 20
+
+
+def run_until(script: str, flags: dict, seconds: float | None) -> int:
+    """Run a command in a forked process and kill it after `seconds`; return its exit status."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            sys.stderr = open(os.devnull, "w")
+            tiny.run_script(script, **flags)
+            status = 0
+        finally:
+            os._exit(status)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main() -> None:
+    """Kill, resume and compare, one script after the other."""
+    torch.set_num_threads(1)
+    random.seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        tiny.make_bert(root / "bert")
+        tiny.make_qqp(root / "data")
+        assert run_until("run_fine_tune", tiny.teacher_flags(root), None) == 0
+        for name in ("teacher", *SCRIPTS):
+            long = {"total_step": 300, "ckpt_step": 7, "keep_last": 3, "log_step": 3}
+            script, flags = flags_of(root, name, f"whole-{name}")
+            start = time.monotonic()
+            assert run_until(script, flags | long, None) == 0
+            whole = time.monotonic() - start
+            _, flags = flags_of(root, name, f"broken-{name}")
+            kills = 0
+            while kills < KILLS:
+                done = run_until(script, flags | long, random.uniform(0.1, max(0.2, whole / 6)))
+                kills += done == -signal.SIGKILL
+                if done == 0:
+                    break
+            assert run_until(script, flags | long, None) == 0
+            found = difference(root / f"whole-{name}", root / f"broken-{name}")
+            print(f"{script} ({name}): {kills} kills, {'bit-equal' if not found else found}", flush=True)
+            assert not found
+
+
+if __name__ == "__main__":
+    main()
