@@ -145,8 +145,8 @@ def load_state(folder: Path, modules: dict[str, nn.Module], learners: dict[str, 
         for name, learner in learners.items():
             learner.optimizer.load_state_dict(state["optimizers"][name])
         torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        for gpu, stream in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):  # devices may be others now
+            torch.cuda.set_rng_state(stream, gpu)
         return state["step"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder / STATE}: does not fit this run; delete it or start with --overwrite") from error

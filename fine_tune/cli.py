@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 import sys
 from argparse import Namespace
@@ -110,19 +111,27 @@ def name(text: str) -> str:
     return text
 
 
+def absolute(text: str) -> Path:
+    """Return the absolute form of a path; ValueError when it starts at the home folder of an unknown user."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("starts at the home folder of a user that is not known") from None
+
+
 def place(text: str) -> str:
     """Read a path; one that is given is relative to the current folder and kept absolute."""
     if not text or not text.isprintable():
         raise ValueError("must be a path of printable characters")
-    return str(Path(text).expanduser().absolute())
+    return str(absolute(text))
 
 
 def pretrained(text: str) -> str:
     """Read a hub name or a local folder, which is kept absolute so that the run can be used from anywhere."""
     if not re.fullmatch(r"[^\s\x00-\x1f]+( [^\s\x00-\x1f]+)*", text):
         raise ValueError("must be a hub name or a local folder")
-    path = Path(text).expanduser()
-    return str(path.absolute()) if path.is_dir() or path.is_absolute() else text
+    path = absolute(text)
+    return str(path) if os.path.isdir(path) or text.startswith(("/", "~")) else text
 
 
 # --- the groups -------------------------------------------------------------------------------------------------------
@@ -313,10 +322,29 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         return default_metavar if action.nargs == "?" else super()._format_args(action, default_metavar)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are a UserError like all others, not argparse's usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def attached(argv: Sequence[str], groups: Sequence[Group]) -> list[str]:
+    """Write `--lr -1e-3` as `--lr=-1e-3`: argparse takes a word like -1e-3 or -inf for a flag of its own."""
+    valued = {f"--{flag.name}" for _, flags in groups for flag in flags if flag.read}
+    result: list[str] = []
+    for word in argv:
+        if result and result[-1] in valued and re.match(r"-[^-]", word) and word != "-h":
+            result[-1] += f"={word}"
+        else:
+            result.append(word)
+    return result
+
+
 def build(description: str, groups: Sequence[Group], example: str) -> argparse.ArgumentParser:
     """Return the parser that prints the help; values stay text until `read_flags`."""
     required = [f"--{f.name} {f.name.upper()}" for _, flags in groups for f in flags if is_required(f)]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         usage="%(prog)s " + " ".join(required) + " [more flags]",
         description=description,
         epilog=f"example:\n  {example}",
@@ -327,10 +355,8 @@ def build(description: str, groups: Sequence[Group], example: str) -> argparse.A
         group = parser.add_argument_group(title)
         for flag in flags:
             line = flag.help_line().replace("%", "%%")
-            if flag.read is None:
-                group.add_argument(f"--{flag.name}", action="store_true", help=line)
-            else:
-                group.add_argument(f"--{flag.name}", nargs="?", const=NO_VALUE, metavar=flag.name.upper(), help=line)
+            shown = flag.name.upper() if flag.read else ""
+            group.add_argument(f"--{flag.name}", nargs="?", const=NO_VALUE, metavar=shown, help=line)
     return parser
 
 
@@ -345,7 +371,9 @@ def read_flags(raw: Namespace, groups: Sequence[Group], problems: list[str]) -> 
     for flag in (flag for _, flags in groups for flag in flags):
         text = getattr(raw, flag.name)
         if flag.read is None:
-            setattr(config, flag.name, text)
+            setattr(config, flag.name, text is NO_VALUE)
+            if text not in (None, NO_VALUE):
+                problems.append(f"--{flag.name} {text!r}: takes no value")
         elif text is NO_VALUE:
             problems.append(f"--{flag.name}: needs a value")
         elif text is None and is_required(flag):
@@ -375,7 +403,9 @@ def parse(
 
     Raises UserError that names every problem of the command: unknown, missing and wrong flags, and what `checks` find.
     """
-    raw, unknown = build(description, groups, example).parse_known_args(argv)
+    raw, unknown = build(description, groups, example).parse_known_args(
+        attached(sys.argv[1:] if argv is None else argv, groups)
+    )
     problems = [f"{word!r}: is no flag of this script (see -h)" for word in unknown]
     config = Namespace(**vars(read_flags(raw, groups, problems)), **facts)
     for check in checks:

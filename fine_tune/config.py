@@ -4,6 +4,7 @@ A check is a generator of problems, one line each, that names the flags it needs
 itself wrong. Nothing here needs torch, so every mistake found here is answered in a fraction of a second.
 """
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 Check = Callable[[Namespace], Iterator[str]]
 
+COMPARED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size")
 INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller takes these from its teacher
 
 
@@ -53,13 +55,17 @@ def read_run(flag: str, folder: Path, task: str) -> Namespace:
     try:
         saved = read_json(folder / "config.json")
     except UserError as error:
+        model = "tmodel" if flag == "teacher_exp" else "model"
         raise UserError(
-            f"--{flag}: {error}; is this the run you meant (check --model, --task, --experiment_dir)?"
+            f"--{flag}: {error}; is this the run you meant (check --{model}, --task, --experiment_dir)?"
         ) from None
     saved.setdefault("kind", "teacher" if "ptrain_ver" in saved else "student")
     missing = [key for key in (*INHERITED[:3], "device_id") if key not in saved]
     if saved["kind"] == "teacher" and "ptrain_ver" not in saved:
         missing.append("ptrain_ver")
+    if "encoder" in saved:
+        sizes = saved["encoder"] if isinstance(saved["encoder"], dict) else {}
+        missing += [f"encoder.{key}" for key in COMPARED if key not in sizes]
     if missing:
         raise UserError(f"--{flag}: {folder / 'config.json'}: lacks {', '.join(missing)}, so it is not a run's config")
     labels = saved.get("labels") or [saved["id2label"][key] for key in sorted(saved.get("id2label", {}), key=int)]
@@ -90,7 +96,7 @@ def inherit(config: Namespace, teacher: Namespace) -> Namespace:
 def data_file(config: Namespace, split: Split) -> Path:
     """Return the file of `split` below --data_dir: the first of its names that exists, or else the first name."""
     paths = [Path(config.data_dir) / name for name in split.files]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return next((path for path in paths if os.path.isfile(path)), paths[0])
 
 
 def require(problems: Iterable[str]) -> None:
@@ -119,8 +125,10 @@ def warm_up(config: Namespace) -> Iterator[str]:
 
 @needs("gate_warmup_step", "gate_total_step")
 def gate_warm_up(config: Namespace) -> Iterator[str]:
-    """The gates' warm-up ends within the gates' schedule."""
-    if config.gate_warmup_step > config.gate_total_step:
+    """The gates' warm-up ends within the gates' schedule; where both are the student's, `warm_up` says so."""
+    own = (config.gate_warmup_step, config.gate_total_step)
+    taken = (getattr(config, "warmup_step", None), getattr(config, "total_step", None))
+    if own[0] > own[1] and own != taken:
         limit = f"--gate_total_step {config.gate_total_step}"
         yield f"--gate_warmup_step {config.gate_warmup_step}: must not exceed {limit}"
 
@@ -147,18 +155,20 @@ def split_problems(config: Namespace, dataset: str, allowed: list[str], flag: st
             " (with labels)" if dataset in TASKS[config.task].splits else ""
         )
         return
+    if not hasattr(config, "data_dir"):
+        return
     path = data_file(config, TASKS[config.task].splits[dataset])
-    if hasattr(config, "data_dir") and not path.is_file():
+    if not os.path.isfile(path):
         yield f"--data_dir {config.data_dir}: {path} does not exist; download the data or point --data_dir at it"
 
 
-@needs("task", "dataset", "data_dir")
+@needs("task", "dataset")
 def labelled_split(config: Namespace) -> Iterator[str]:
     """Training and evaluation read a split with labels."""
     yield from split_problems(config, config.dataset, TASKS[config.task].labelled(), "--dataset")
 
 
-@needs("task", "dataset", "data_dir")
+@needs("task", "dataset")
 def any_split(config: Namespace) -> Iterator[str]:
     """A prediction reads any split."""
     yield from split_problems(config, config.dataset, list(TASKS[config.task].splits), "--dataset")
@@ -168,21 +178,35 @@ def any_split(config: Namespace) -> Iterator[str]:
 def pretrained_place(config: Namespace) -> Iterator[str]:
     """What looks like a path must be a folder with a model's config.json; a hub name is looked up later."""
     path = Path(config.ptrain_ver)
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             yield f"--ptrain_ver {config.ptrain_ver}: {path / 'config.json'} does not exist, so this is no model folder"
-    elif path.is_absolute() or config.ptrain_ver.count("/") > 1 or config.ptrain_ver.startswith("."):
+    elif (
+        os.path.exists(path)
+        or path.is_absolute()
+        or config.ptrain_ver.count("/") > 1
+        or config.ptrain_ver.startswith(".")
+    ):
         yield f"--ptrain_ver {config.ptrain_ver}: no such folder; give a local model folder or a hub name"
 
 
 @needs("experiment", "model", "task", "experiment_dir")
 def existing_run(config: Namespace) -> Iterator[str]:
-    """Evaluation and prediction need a run, and prediction its checkpoint."""
+    """Evaluation and prediction need a run."""
     folder = run_folder(config, config.experiment, config.model)
     try:
         read_run("experiment", folder, config.task)
     except UserError as error:
         yield str(error)
+
+
+@needs("experiment", "model", "task", "experiment_dir", "ckpt")
+def existing_checkpoint(config: Namespace) -> Iterator[str]:
+    """Prediction needs its checkpoint; a run that is missing altogether is reported by `existing_run`."""
+    folder = run_folder(config, config.experiment, config.model)
+    path = folder / f"model-{config.ckpt}.pt"
+    if (folder / "config.json").is_file() and not path.is_file():
+        yield f"--ckpt {config.ckpt}: {path} does not exist"
 
 
 @needs("teacher_exp", "tmodel", "tckpt", "task", "experiment_dir")
@@ -196,13 +220,16 @@ def teacher_run(config: Namespace) -> Iterator[str]:
     path = run_folder(config, config.teacher_exp, config.tmodel) / f"model-{config.tckpt}.pt"
     if not path.is_file():
         yield f"--tckpt {config.tckpt}: {path} does not exist"
-    yield from class_count(Namespace(task=config.task, num_class=teacher.num_class))
-    if hasattr(config, "data_dir"):
-        allowed = TASKS[config.task].labelled()
-        yield from split_problems(config, teacher.dataset, allowed, f"--teacher_exp {config.teacher_exp}: its dataset")
-    if hasattr(
-        teacher, "encoder"
-    ):  # the authors' folders do not say: their teacher's sizes are checked once it is loaded
+    expected = TASKS[config.task].num_class
+    if teacher.num_class != expected:
+        file = path.with_name("config.json")
+        yield (
+            f"--teacher_exp {config.teacher_exp}: {file} says num_class {teacher.num_class}, "
+            f"but --task {config.task} needs {expected}"
+        )
+    allowed = TASKS[config.task].labelled()
+    yield from split_problems(config, teacher.dataset, allowed, f"--teacher_exp {config.teacher_exp}: its dataset")
+    if hasattr(teacher, "encoder"):  # the authors' folders do not say: those sizes are checked once they are known
         yield from student_sizes(config, teacher.encoder)
 
 
@@ -252,10 +279,12 @@ def index_problems(config: Namespace, layers: int) -> Iterator[str]:
         return
     gates, students = config.gate_indices, config.num_hidden_layers
     chosen = config.student_indices or list(range(1, students + 1))
-    for flag, values, limit in (("gate_indices", gates, layers), ("student_indices", chosen, students)):
-        if max(values) > limit:
-            yield f"--{flag} {listed(values)}: must lie within 1..{limit}"
-            return
+    limits = (("gate_indices", gates, layers), ("student_indices", chosen, students))
+    outside = [(flag, values, limit) for flag, values, limit in limits if max(values) > limit]
+    for flag, values, limit in outside:
+        yield f"--{flag} {listed(values)}: must lie within 1..{limit}"
+    if outside:
+        return
     both = f"--gate_indices {listed(gates)} and --student_indices {listed(chosen)}"
     if config.probing_exp == "lad_user_defined" and len(chosen) != len(gates):
         yield f"{both}: must name as many layers as each other, not {len(gates)} and {len(chosen)}"
@@ -282,4 +311,4 @@ STUDENT: tuple[Check, ...] = (*TRAINING, heads, teacher_run)
 GATED: tuple[Check, ...] = (*STUDENT, gate_warm_up)
 PROBING: tuple[Check, ...] = (*GATED, probe)
 EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)
-PREDICTION: tuple[Check, ...] = (any_split, existing_run)
+PREDICTION: tuple[Check, ...] = (any_split, existing_run, existing_checkpoint)

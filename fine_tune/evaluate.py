@@ -110,9 +110,11 @@ def best(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def save_scores(path: Path, rows: list[dict[str, float]]) -> None:
     """Merge `rows` by step into the evaluation file at `path`."""
-    known = {row["step"]: row for row in (read_json(path)["checkpoints"] if path.is_file() else [])}
+    old = read_json(path).get("checkpoints", []) if path.is_file() else []
+    known = {row["step"]: {name: math.nan if value is None else value for name, value in row.items()} for row in old}
     merged = [row for _, row in sorted((known | {row["step"]: row for row in rows}).items())]
-    write_json(path, {"checkpoints": merged, "best": best(merged)})
+    written = [{name: None if value != value else value for name, value in row.items()} for row in merged]  # nan
+    write_json(path, {"checkpoints": written, "best": best(merged)})
 
 
 def table(rows: list[dict[str, float]]) -> str:
@@ -131,13 +133,8 @@ def table(rows: list[dict[str, float]]) -> str:
 
 def generate(flags: Namespace) -> None:
     """Write the predictions of one checkpoint in the leaderboard's form: index, TAB, prediction."""
-    folder = run_folder(flags, flags.experiment, flags.model)
-    path = folder / f"model-{flags.ckpt}.pt"
-    if not path.is_file():
-        have = ", ".join(map(str, checkpoint.steps(folder))) or "none"
-        raise UserError(f"--ckpt {flags.ckpt}: {path} does not exist; steps there: {have}")
     folder, model, tokens = open_run(flags)
-    checkpoint.load_weights(model, path)
+    checkpoint.load_weights(model, folder / f"model-{flags.ckpt}.pt")
     task = TASKS[flags.task]
     logits = predict(model, tokens, flags.batch_size, f"step {flags.ckpt}")
     target = folder / f"{upload_name(task, flags.dataset)}.tsv"

@@ -79,6 +79,11 @@ def settled(flags: Namespace) -> bool:
 def compare(folder: Path, config: Namespace) -> None:
     """Raise UserError that names each setting in which `config` differs from the run in `folder`."""
     saved = read_json(folder / "config.json")
+    if "kind" not in saved:
+        raise UserError(
+            f"--experiment {config.experiment}: {folder} was trained by other code, which cannot be resumed; "
+            "use another name, or --overwrite to start afresh"
+        )
     now = {name: value for name, value in vars(config).items() if name not in FREE | {"versions"}}
     shared = [name for name in now if name in saved and saved[name] != now[name]]
     changed = [f"{'' if name in FACTS else '--'}{name} was {saved[name]}, now {now[name]}" for name in shared]

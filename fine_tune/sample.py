@@ -38,9 +38,10 @@ SHAPE = {
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}  # of its fine-tuning
 QQP_HEADER = "id qid1 qid2 question1 question2 is_duplicate".split()
 STEPS, WARMUP, LR, BATCH = 4000, 200, 8e-4, 32  # of the pre-training
+EXCHANGED = 0.6  # share of the spoilt questions with two words exchanged, where two can be
 HIDING = 0.3  # share of readings with words to be found; of the others half are spoilt
 WRONG_WEIGHT = 5.0  # of the loss over spoilt words: one in twenty is
-HIDDEN_SHARE = (0.1, 0.6)  # share of a reading's words that have to be found, drawn anew for each
+HIDDEN_SHARE = (0.1, 0.5)  # share of a reading's words that have to be found, drawn anew for each
 
 # --- the grammar ------------------------------------------------------------------------------------------------------
 
@@ -464,23 +465,22 @@ class Reading(NamedTuple):
     spoilt: int
 
 
-def draw_reading(rng: random.Random, ids: dict[str, int]) -> Reading:
-    """Draw a question followed by the same one asked again, with words hidden from it or its second half spoilt.
+def draw_reading(rng: random.Random, ids: dict[str, int], rivals: dict[str, list[str]]) -> Reading:
+    """Draw a question followed by the same one asked again, with words hidden from both or the second one spoilt.
 
-    Only meanings of the train split are used, and no label of the task: words are spoilt without regard to meaning.
+    Only meanings of the train split are used, and no pair of the task.
     """
     meaning = draw_meaning(rng, "train")
-    first, second = ([ids[word] for word in words(meaning.ask(rng))] for _ in range(2))
-    tokens = [ids["[CLS]"], *first, ids["[SEP]"], *second, ids["[SEP]"]]
+    first, second = words(meaning.ask(rng)), words(meaning.ask(rng))
     segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    tokens = [ids[word] for word in ("[CLS]", *first, "[SEP]", *second, "[SEP]")]
     if rng.random() < HIDING:
         return Reading(*hide(tokens, rng, len(ids)), segments, [-100] * len(tokens), -100)
-    spoilt = rng.randrange(2)
-    seen = spoil(tokens, len(first) + 2, rng, len(ids)) if spoilt else tokens
-    words_of = list(zip(tokens, seen, segments, strict=True))
-    wanted = [old if old != new or rng.random() < 0.15 else -100 for old, new, _ in words_of]
-    wrong = [int(old != new) if segment else -100 for old, new, segment in words_of]
-    return Reading(seen, wanted, segments, wrong, spoilt)
+    read = spoil(second, rivals, rng) if rng.randrange(2) else second
+    seen = [ids[word] for word in ("[CLS]", *first, "[SEP]", *read, "[SEP]")]
+    wanted = [old if old != new or rng.random() < 0.15 else -100 for old, new in zip(tokens, seen, strict=True)]
+    wrong = [-100] * (len(first) + 2) + [int(old != new) for old, new in zip(second, read, strict=True)] + [-100]
+    return Reading(seen, wanted, segments, wrong, int(read != second))
 
 
 def hide(tokens: list[int], rng: random.Random, size: int) -> tuple[list[int], list[int]]:
@@ -498,26 +498,39 @@ def hide(tokens: list[int], rng: random.Random, size: int) -> tuple[list[int], l
     return seen, wanted
 
 
-def spoil(tokens: list[int], start: int, rng: random.Random, size: int) -> list[int]:
-    """Return the tokens with two words of the second question exchanged, or one replaced.
+def find_rivals() -> dict[str, list[str]]:
+    """Return for each word of a slot those that may stand in its place: the same form of its list's other fillers.
 
-    Words that both questions share are exchanged: most others cannot be told from a mere rewording.
+    The other forms of its own idea count too, such as lighter for heavier.
     """
-    seen = list(tokens)
-    places = [place for place in range(start, len(tokens) - 2) if tokens[place] in tokens[:start]]
-    if len(places) > 1 and rng.random() < 0.6:
-        one, two = rng.sample(places, 2)
-        seen[one], seen[two] = tokens[two], tokens[one]
-    else:
-        seen[rng.choice(places or [start])] = rng.randrange(len(SPECIAL), size)
-    return seen
+    rivals: dict[str, list[str]] = defaultdict(list)
+    for fillers in {id(fillers): fillers for frame in FRAMES for fillers in frame.slots.values()}.values():
+        forms = [tuple(map(str.lower, (filler,) if isinstance(filler, str) else filler)) for filler in fillers]
+        for one in forms:
+            for index, word in enumerate(one):
+                rivals[word] += [other[index] for other in forms if other is not one] + [w for w in one if w != word]
+    return rivals
 
 
-def draw_batch(rng: random.Random, ids: dict[str, int]) -> dict[str, Any]:
+def spoil(question: list[str], rivals: dict[str, list[str]], rng: random.Random) -> list[str]:
+    """Return the words of a question with two rivals exchanged, or one word replaced by a rival."""
+    spoilt = list(question)
+    places = [place for place, word in enumerate(question) if word in rivals]
+    swaps = [(one, two) for one, two in combinations(places, 2) if question[two] in rivals[question[one]]]
+    if swaps and rng.random() < EXCHANGED:
+        one, two = rng.choice(swaps)
+        spoilt[one], spoilt[two] = question[two], question[one]
+    elif places:
+        place = rng.choice(places)
+        spoilt[place] = rng.choice(rivals[question[place]])
+    return spoilt
+
+
+def draw_batch(rng: random.Random, ids: dict[str, int], rivals: dict[str, list[str]]) -> dict[str, Any]:
     """Draw a batch, padded to its longest reading: (B, S) tensors, but `spoilt` (B,)."""
     import torch
 
-    readings = [draw_reading(rng, ids) for _ in range(BATCH)]
+    readings = [draw_reading(rng, ids, rivals) for _ in range(BATCH)]
     length = max(len(reading.seen) for reading in readings)
 
     def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
@@ -570,11 +583,12 @@ def pretrain() -> Any:
     ids = {name: number for number, name in enumerate(vocabulary())}
     bert = BertModel(BertConfig(vocab_size=len(ids), **SHAPE))
     heads, losses_of = make_losses(bert)
+    rivals = find_rivals()
     trained = torch.nn.ModuleList([bert, heads])
     optimizer = torch.optim.AdamW(trained.parameters(), weight_decay=0.01, fused=True)
     rng = random.Random(f"{SEED} pre-training")
     for step in range(1, STEPS + 1):
-        losses = losses_of(draw_batch(rng, ids))
+        losses = losses_of(draw_batch(rng, ids, rivals))
         sum(losses).backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         for group in optimizer.param_groups:

@@ -707,6 +707,19 @@ def test_every_flipped_byte_is_found_or_harmless(corpus):
     assert not raised
 
 
+def test_an_interrupted_write_leaves_nothing(corpus, monkeypatch):
+    def interrupted(file, **arrays):
+        file.write(b"PK half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            corpus.load()
+    assert list(corpus.cache.iterdir()) == []
+    corpus.right(corpus.load())
+
+
 def test_a_cache_folder_that_cannot_be_made_is_named(corpus):
     put(corpus.cache, b"a file")
     with pytest.raises(UserError) as error:

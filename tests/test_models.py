@@ -189,6 +189,8 @@ def test_folders_of_the_authors_code_work(root: Path) -> None:
     weights = torch.load(folder / "model-4.pt", weights_only=True)
     torch.save(weights | {"encoder.embeddings.position_ids": torch.arange(32)[None]}, folder / "model-4.pt")
     place = {"data_dir": root / "data", "experiment_dir": root / "runs"}
+    with pytest.raises(UserError, match="was trained by other code, which cannot be resumed"):
+        tiny.run_script("run_fine_tune", **tiny.teacher_flags(root))
     tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", **place)
     with pytest.raises(UserError, match="--num_hidden_layers 3: must divide the teacher's 4 layers"):
         tiny.run_script("run_lad_distil", **tiny.student_flags(root, num_hidden_layers=3))

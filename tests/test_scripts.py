@@ -105,6 +105,23 @@ def test_evaluation_merges_by_step(root: Path) -> None:
     assert path.with_name("eval-train.json").is_file()
 
 
+def test_an_undefined_metric_is_null_in_the_file(tmp_path: Path) -> None:
+    from fine_tune.evaluate import save_scores
+
+    path = tmp_path / "eval-dev.json"
+    save_scores(path, [{"step": 1, "pearson": math.nan, "eval_loss": 0.5}])
+    save_scores(path, [{"step": 2, "pearson": 0.5, "eval_loss": 0.7}])
+    text = path.read_text()
+    assert "NaN" not in text
+    assert json.loads(text) == {
+        "checkpoints": [
+            {"step": 1, "pearson": None, "eval_loss": 0.5},
+            {"step": 2, "pearson": 0.5, "eval_loss": 0.7},
+        ],
+        "best": {"pearson": {"step": 2, "value": 0.5}, "eval_loss": {"step": 1, "value": 0.5}},
+    }
+
+
 def test_best_prefers_the_earliest_and_the_lowest_loss() -> None:
     from fine_tune.evaluate import best, table
 
@@ -199,7 +216,7 @@ def test_a_missing_gpu_is_one_line(root: Path) -> None:
             {"ckpt": 5, "dataset": "dev"},
             "--ckpt 5: .* holds no model-<step>.pt from that step on",
         ),
-        ("generate_test_prediction", {"ckpt": 3, "dataset": "test"}, "--ckpt 3: .* does not exist; steps there: 2, 4"),
+        ("generate_test_prediction", {"ckpt": 3, "dataset": "test"}, "--ckpt 3: .*model-3.pt does not exist"),
         ("run_fine_tune_eval", {"dataset": "test"}, "--dataset test: --task qqp has train, dev"),
     ],
 )
