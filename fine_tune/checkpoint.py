@@ -114,12 +114,12 @@ def save_parts(folder: Path, step: int, modules: dict[str, nn.Module], tensors: 
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all parts of the checkpoints but the newest `keep`."""
-    old = set(steps(folder)[:-keep])
-    parts = (
-        (path, re.fullmatch(r"(?:model|gate-[0-9]+|attn-[0-9]+)-([0-9]+)\.pt", path.name)) for path in folder.iterdir()
-    )
-    remove([path for path, match in parts if match and int(match[1]) in old])
+    """Delete all parts of the checkpoints but the newest `keep`, also what an earlier, killed call left of them."""
+    name = re.compile(r"(?:model|gate-[0-9]+|attn-[0-9]+)-([0-9]+)\.pt")
+    found = ((path, name.fullmatch(path.name)) for path in folder.iterdir())
+    parts = {path: int(match[1]) for path, match in found if match}
+    kept = sorted(set(parts.values()))[-keep:]
+    remove([path for path, step in parts.items() if step not in kept])
 
 
 def save_state(folder: Path, step: int, modules: dict[str, nn.Module], learners: dict[str, Learner]) -> None:

@@ -181,5 +181,7 @@ def drive(folder: Path, job: Job, start: int) -> None:
         train(steps, config.accum_step, batches, job.losses_of, job.learners, guard, log, save)
     finally:
         log.close()
+    if config.keep_last:
+        checkpoint.prune(folder, config.keep_last)  # once more: the last time may have been cut short
     checkpoint.remove([folder / checkpoint.STATE])
     say(f"done: {folder / f'model-{config.total_step}.pt'}")

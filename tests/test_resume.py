@@ -257,6 +257,25 @@ def test_keep_last(root: Path) -> None:
     assert sums == {path.name: files.sha256(path) for path in folder.glob("*.pt")}
 
 
+@pytest.mark.parametrize("number", [2, 3])  # at step 10, and at the last step
+def test_killed_while_old_checkpoints_are_deleted(root: Path, number: int) -> None:
+    script, flags = flags_of(root, "lad", "whole")
+    tiny.run_script(script, **flags, keep_last=1)
+    calls: list[int] = []
+
+    def torn(paths: list[Path]) -> None:
+        calls.append(1)
+        if len(calls) == number:
+            next(path for path in paths if path.name.startswith("model")).unlink()
+            die()
+
+    script, flags = flags_of(root, "lad", "broken")
+    action = lambda: tiny.run_script(script, **flags, keep_last=1)  # noqa: E731
+    assert in_child(action, (checkpoint, "remove", torn))[0] == -signal.SIGKILL
+    assert in_child(action)[0] == 0
+    assert difference(root / "whole", root / "broken") == []
+
+
 def test_modes_follow_the_umask(root: Path) -> None:
     for mask in (0o022, 0o077, 0o002):
         before = os.umask(mask)
