@@ -1,6 +1,7 @@
 """What every training run does: open its folder, start or resume, drive the loop with log and save, close."""
 
 import platform
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fine_tune import checkpoint, interrupt
 from fine_tune.config import log_folder, run_folder
 from fine_tune.data import Batch, Tokens, micro_batches
 from fine_tune.errors import UserError
-from fine_tune.files import locked, make_folder, read_json, remove_parts, write_json
+from fine_tune.files import locked, make_folder, read_json, remove_parts, replacing, write_json
 from fine_tune.log import Log, say
 from fine_tune.optim import Guard, Learner
 from fine_tune.train import Named, train
@@ -129,8 +130,18 @@ def open_folder(folder: Path, job: Job) -> None:
         if saved != job.config.versions:
             say(f"note: the run was started on {saved}, this is {job.config.versions}: numbers may differ slightly")
     else:
-        job.tokenizer.save_pretrained(folder / "tokenizer")
+        save_tokenizer(job.tokenizer, folder / "tokenizer")
         write_json(folder / "config.json", vars(job.config))  # last: it says that the folder is a run's
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer's files, each atomically."""
+    make_folder(folder)
+    with tempfile.TemporaryDirectory() as place:
+        tokenizer.save_pretrained(place)
+        for path in Path(place).iterdir():
+            with replacing(folder / path.name) as file:
+                file.write(path.read_bytes())
 
 
 def summary(folder: Path, job: Job, start: int) -> None:

@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from fine_tune.config import student_sizes
+from fine_tune.config import require, student_sizes
 from fine_tune.data import Batch
 from fine_tune.errors import UserError
 
@@ -173,9 +173,7 @@ def new_teacher(pretrained: Pretrained, config: Namespace) -> BertClassifier:
 
 def new_student(pretrained: Pretrained, config: Namespace) -> BertClassifier:
     """Return the student as --student_init and --embedding_init start it, from the pre-trained model's weights."""
-    problems = list(student_sizes(config, sizes(pretrained.config)))
-    if problems:
-        raise UserError("; ".join(problems))
+    require(student_sizes(config, sizes(pretrained.config)))
     chosen = {
         "hidden_size": config.d_model,
         "intermediate_size": config.d_ff,

@@ -219,6 +219,32 @@ def test_signals_in_evaluation_and_tokenising(root: Path) -> None:
     assert [row["step"] for row in saved["checkpoints"]] == [2]  # what was done is kept
 
 
+def test_a_killed_evaluation_keeps_what_it_had(root: Path) -> None:
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev", "data_dir": root / "data"}
+    action = lambda: tiny.run_script("run_fine_tune_eval", **flags, experiment_dir=root / "runs")  # noqa: E731
+    assert in_child(action)[0] == 0
+    path = root / "runs" / "teacher_bert_qqp" / "eval-dev.json"
+    whole = path.read_text()
+    path.unlink()
+    kill = (evaluate, "scores", at_call(2, evaluate.scores))
+    assert in_child(action, kill)[0] == -signal.SIGKILL
+    assert [row["step"] for row in json.loads(path.read_text())["checkpoints"]] == [2]
+    assert in_child(action)[0] == 0
+    assert path.read_text() == whole
+
+
+def test_other_versions_give_a_note(root: Path) -> None:
+    script, flags = flags_of(root, "teacher", "broken")
+    in_child(lambda: tiny.run_script(script, **flags), (train, "islice", at_call(8, train.islice)))
+    path = root / "broken" / "run_bert_qqp" / "config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"versions": saved["versions"] | {"threads": 7}}))
+    status, said = in_child(lambda: tiny.run_script(script, **flags))
+    assert status == 0
+    assert "note: the run was started on" in said
+    assert "'threads': 7" in said
+
+
 # --- one writer, whole files --------------------------------------------------------------------------------------
 
 
