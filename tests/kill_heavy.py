@@ -46,18 +46,17 @@ def main() -> None:
         tiny.make_qqp(root / "data")
         assert run_until("run_fine_tune", tiny.teacher_flags(root), None) == 0
         for name in ("teacher", *SCRIPTS):
-            long = {"total_step": 300, "ckpt_step": 7, "keep_last": 3, "log_step": 3}
+            long = {"total_step": 400, "ckpt_step": 7, "keep_last": 3, "log_step": 3}
             script, flags = flags_of(root, name, f"whole-{name}")
             start = time.monotonic()
             assert run_until(script, flags | long, None) == 0
             whole = time.monotonic() - start
             _, flags = flags_of(root, name, f"broken-{name}")
             kills = 0
-            while kills < KILLS:
-                done = run_until(script, flags | long, random.uniform(0.1, max(0.2, whole / 6)))
+            while kills < KILLS:  # short lives, so that twenty of them do not reach the end
+                done = run_until(script, flags | long, random.uniform(0.1, max(0.2, whole / 12)))
                 kills += done == -signal.SIGKILL
-                if done == 0:
-                    break
+                assert done, "the run ended before its twentieth kill"
             assert run_until(script, flags | long, None) == 0
             found = difference(root / f"whole-{name}", root / f"broken-{name}")
             print(f"{script} ({name}): {kills} kills, {'bit-equal' if not found else found}", flush=True)

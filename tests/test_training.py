@@ -9,7 +9,7 @@ from torch import nn
 
 from fine_tune.data import epoch_order
 from fine_tune.optim import Learner, warm_up_factor
-from tests import reference, tiny
+from tests import golden, reference, tiny
 
 
 def load(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -153,10 +153,12 @@ def test_schedule_is_the_librarys() -> None:
             schedule.step()
 
 
-def test_teacher_stays_as_it_was(root: Path) -> None:
+@pytest.mark.parametrize("name", golden.RUNS)
+def test_teacher_stays_as_it_was(root: Path, name: str) -> None:
     teacher = root / "runs" / "teacher_bert_qqp"
     before = {path.name: path.read_bytes() for path in teacher.glob("*.*")}
-    tiny.run_script("run_lad_distil", **tiny.student_flags(root))
+    script, changes = golden.RUNS[name]
+    tiny.run_script(script, **tiny.student_flags(root, **changes))
     assert {path.name: path.read_bytes() for path in teacher.glob("*.*")} == before
 
 
