@@ -249,6 +249,13 @@ def objective() -> Group:
         Flag("soft_weight", real(0), "weight of the soft-target loss", "0.2"),
         Flag("hard_weight", real(0), "weight of the label loss", "0.8"),
         Flag("mu", real(0), "weight of the hidden-state loss", "1"),
+        Flag(
+            "pad_loss",
+            choice("all", "masked", "sampled"),
+            "padding positions in the hidden-state loss: all, none, or a weighted sample (other numbers, much faster)",
+            "all",
+        ),
+        Flag("pad_samples", whole(1), "padding positions per example with --pad_loss sampled", "4"),
     ]
 
 

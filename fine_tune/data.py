@@ -1,6 +1,6 @@
 """From a GLUE file to batches: TSV -> examples -> token arrays (made once, cached) -> batches of tensors.
 
-Shapes: n examples, T word pieces in all, B batch, S padded length.
+Shapes: n examples, T word pieces in all, B batch, R rows of a batch.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fine_tune import interrupt
 from fine_tune.errors import UserError
 from fine_tune.files import make_folder, replacing, sha256
+from fine_tune.layout import Layout
 from fine_tune.tasks import Split, Task
 
 CACHE_FORMAT = "1"  # part of the key: raise it whenever the arrays change their meaning
@@ -115,16 +116,17 @@ def read_label(text: str, task: Task) -> int | float:
 
 @dataclass
 class Batch:
-    """Tensors of B examples padded to S: ids and segment ids (B, S), mask (B, S) of real tokens, labels (B,)."""
+    """B examples as the R rows of `layout`: ids and segment ids (R,), 0 where a row is padding; labels (B,)."""
 
     input_ids: torch.Tensor
     token_type_ids: torch.Tensor
-    attention_mask: torch.Tensor
     labels: torch.Tensor
+    layout: Layout
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        tensors = (self.input_ids, self.token_type_ids, self.labels)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.layout.to(device))
 
 
 @dataclass
@@ -143,20 +145,18 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens per example, (n,)."""
-        return np.diff(self.offsets)
+    def lengths(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the number of tokens of the examples `chosen`, all by default."""
+        return self.offsets[1:][chosen] - self.offsets[:-1][chosen]
 
-    def batch(self, rows: np.ndarray, seq_len: int | None = None) -> Batch:
-        """Return the examples `rows` (B,) padded with 0 to `seq_len`, or to the longest of them."""
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
-        columns = np.arange(seq_len or lengths.max())
-        mask = columns < lengths[:, None]
-        ids = np.zeros(mask.shape, np.int64)
-        ids[mask] = self.ids[(self.offsets[rows][:, None] + columns)[mask]]
-        types = (mask & (columns >= self.first[rows][:, None])).astype(np.int64)
-        return Batch(*map(torch.from_numpy, (ids, types, mask, self.labels[rows])))
+    def batch(self, chosen: np.ndarray, layout: Layout) -> Batch:
+        """Return the examples `chosen` (B,) in the rows of `layout`."""
+        real, example, position = (index.numpy() for index in (layout.real, layout.example, layout.position))
+        example, position = example[real], position[real]
+        ids, types = np.zeros((2, len(layout)), np.int64)
+        ids[real] = self.ids[self.offsets[chosen][example] + position]
+        types[real] = position >= self.first[chosen][example]
+        return Batch(*map(torch.from_numpy, (ids, types, self.labels[chosen])), layout)
 
 
 def load(path: Path, task: Task, split: Split, tokenizer: Any, max_seq_len: int, cache: Path) -> Tokens:

@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -11,7 +12,7 @@ from fine_tune import checkpoint, data, experiment, models
 from fine_tune.config import data_file, inherit, read_teacher, run_folder
 from fine_tune.data import Batch
 from fine_tune.files import sha256
-from fine_tune.layout import Layout
+from fine_tune.layout import Layout, full, packed, sampled
 from fine_tune.log import say
 from fine_tune.losses import hidden_loss, label_loss, soft_loss
 from fine_tune.methods import Method
@@ -34,25 +35,41 @@ class Distillation:
         )
         self.teacher.eval().requires_grad_(False)
 
+        self.cls_only = method.cls_only or config.mu == 0  # all that is read of a hidden state is position 0
+
     def losses_of(self, batch: Batch) -> tuple[torch.Tensor, Named]:
         """Return loss = logits_loss + hidden_loss of a batch, and all three by name with what the method shows."""
-        config, (teacher_place, place, method_place) = self.config, self.places
+        config, (teacher_place, place, _) = self.config, self.places
         with torch.no_grad():
-            teacher_logits, teacher_hiddens = self.teacher(batch.to(teacher_place), hiddens=True)
+            teacher_logits, taught = self.teacher(batch.to(teacher_place), self.cls_only)
         batch = batch.to(place)
-        logits, hiddens = self.student(batch, hiddens=True)
+        logits, learned = self.student(batch, self.cls_only)
 
-        layout = Layout(len(logits), 1 if self.method.cls_only else config.max_seq_len)
-        below, above = (
-            [rows.to(method_place) for rows in layout.rows(states)] for states in (teacher_hiddens, hiddens)
-        )
-        hidden = hidden_loss(self.method(below, above, layout), layout).to(place)
-        hidden = config.mu / config.num_hidden_layers * hidden
-
+        hidden = self.hidden_loss(taught, learned, batch.layout.cls if self.cls_only else batch.layout).to(place)
         soft = soft_loss(logits, teacher_logits.to(place), config.softmax_temp)
         from_logits = config.hard_weight * label_loss(logits, batch.labels) + config.soft_weight * soft
         loss = from_logits + hidden
         return loss, {"loss": loss, "logits_loss": from_logits, "hidden_loss": hidden} | self.method.shown
+
+    def hidden_loss(self, taught: list[torch.Tensor], learned: list[torch.Tensor], layout: Layout) -> torch.Tensor:
+        """Return mu / N times the method's loss between the states of both models, each (R, D)."""
+        place = self.places[2]
+        if self.config.mu == 0:  # the gates' gradient is zero, not absent: AdamW still decays them
+            return 0 * torch.stack([torch.zeros((), device=place), *(p.sum() for p in self.method.parameters())]).sum()
+        taught, learned = ([rows.to(place) for rows in states] for states in (taught, learned))
+        layout = layout.to(place)
+        pairs = self.method(taught, learned, layout)
+        return self.config.mu / self.config.num_hidden_layers * hidden_loss(pairs, layout)
+
+    def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
+        """Return the rows in which step `step` reads the examples `chosen` (B,) of `lengths` (B,): see --pad_loss."""
+        config = self.config
+        if self.cls_only or config.pad_loss == "masked":
+            return packed(lengths, config.max_seq_len)
+        if config.pad_loss == "sampled":
+            keys = ((config.seed, step, example) for example in chosen)
+            return sampled(lengths, config.max_seq_len, config.pad_samples, keys)
+        return full(lengths, config.max_seq_len)
 
 
 def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) -> None:
@@ -93,5 +110,5 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
         learners["gate_lr"] = experiment.learner(config, list(method.gates.values()), "gate_")
     parts = {"model": student} | {f"gate-{index}": gate for index, gate in method.gates.items()}
     tag = f"{config.task}/{config.dataset}/{config.model}"
-    job = experiment.Job(config, parts, learners, distillation.losses_of, tokens, tokenizer, config.max_seq_len, tag)
+    job = experiment.Job(config, parts, learners, distillation.losses_of, tokens, tokenizer, distillation.layout, tag)
     experiment.run(job, flags.overwrite)

@@ -15,6 +15,7 @@ from fine_tune.config import data_file, log_folder, read_run, run_folder
 from fine_tune.data import Tokens
 from fine_tune.errors import UserError
 from fine_tune.files import read_json, replacing, write_json
+from fine_tune.layout import packed
 from fine_tune.log import progress, say, writer
 from fine_tune.losses import label_loss
 from fine_tune.tasks import TASKS, Task
@@ -43,9 +44,11 @@ def predict(model: models.BertClassifier, tokens: Tokens, batch_size: int, what:
     logits = np.empty((len(tokens), model.linear_layer.out_features), np.float32)
     with progress(len(tokens), 0, "ex") as shown:
         shown.set_description(what)
-        for rows in data.by_length(tokens.lengths, batch_size):
-            logits[rows] = model(tokens.batch(rows).to(device))[0].cpu().numpy()
-            shown.update(len(rows))
+        for chosen in data.by_length(tokens.lengths(), batch_size):
+            lengths = tokens.lengths(chosen)
+            batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
+            logits[chosen] = model(batch, cls_only=True)[0].cpu().numpy()
+            shown.update(len(chosen))
             interrupt.poll("what was evaluated before is saved; the same command does the rest")
     return logits
 

@@ -3,11 +3,12 @@
 import platform
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -17,6 +18,7 @@ from fine_tune.config import log_folder, run_folder
 from fine_tune.data import Batch, Tokens, micro_batches
 from fine_tune.errors import UserError
 from fine_tune.files import locked, make_folder, read_json, remove_parts, replacing, write_json
+from fine_tune.layout import Layout
 from fine_tune.log import Log, say
 from fine_tune.optim import Guard, Learner
 from fine_tune.train import Named, train
@@ -30,7 +32,7 @@ FACTS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}
 class Job:
     """All that a run needs: `config` is what config.json says; parts and learners go by their names in files and logs.
 
-    `seq_len` is the length that batches are padded to, None for the longest example of each.
+    `layout` says from the examples' lengths (B,), their numbers (B,) and the step which rows of them are computed.
     """
 
     config: Namespace
@@ -39,7 +41,7 @@ class Job:
     losses_of: Callable[[Batch], tuple[torch.Tensor, Named]]
     tokens: Tokens
     tokenizer: Any
-    seq_len: int | None
+    layout: Callable[[np.ndarray, np.ndarray, int], Layout]
     tag: str
 
 
@@ -163,12 +165,18 @@ def summary(folder: Path, job: Job, start: int) -> None:
     say(f"resuming after step {start}" if start else "starting at step 1: there is no saved state")
 
 
+def batches(job: Job, start: int) -> Iterator[Batch]:
+    """Yield the micro-batches of the steps after `start`, without end."""
+    config, before = job.config, start * job.config.accum_step
+    size = config.batch_size // config.accum_step
+    for number, chosen in enumerate(micro_batches(len(job.tokens), size, config.seed, before), before):
+        layout = job.layout(job.tokens.lengths(chosen), chosen, number // config.accum_step + 1)
+        yield job.tokens.batch(chosen, layout)
+
+
 def drive(folder: Path, job: Job, start: int) -> None:
     """Run the loop from the step after `start`, then drop what only a resume needs."""
     config = job.config
-    size = config.batch_size // config.accum_step
-    rows = micro_batches(len(job.tokens), size, config.seed, start * config.accum_step)
-    batches = (job.tokens.batch(chosen, job.seq_len) for chosen in rows)
     guard = Guard(job.learners)
     log = Log(log_folder(folder), job.tag, start, config.total_step, config.log_step, before=guard.check)
 
@@ -189,7 +197,7 @@ def drive(folder: Path, job: Job, start: int) -> None:
         part.train()
     try:
         steps = range(start + 1, config.total_step + 1)
-        train(steps, config.accum_step, batches, job.losses_of, job.learners, guard, log, save)
+        train(steps, config.accum_step, batches(job, start), job.losses_of, job.learners, guard, log, save)
     finally:
         log.close()
     if config.keep_last:

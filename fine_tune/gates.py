@@ -1,6 +1,6 @@
 """The gate of LAD (Lin, Chen, Kao, Sensors 2023, 23(3):1483, section 3): a learned mix of two teacher layers.
 
-Shapes: R = B * S rows, D hidden size.
+Shapes: R rows of a batch, D hidden size.
 """
 
 import torch
@@ -25,4 +25,4 @@ class Gate(nn.Module):
     def forward(self, below: torch.Tensor, above: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Mix `below` and `above`, both (R, D), into (R, D)."""
         opening = torch.sigmoid(self.linear(below))
-        return layout.normalise(opening * above + (1 - opening) * below, self.layernorm)
+        return layout.normalise(torch.lerp(below, above, opening), self.layernorm)

@@ -1,30 +1,160 @@
-"""Which row of a hidden-state array is which position: B examples of S positions each, as (B * S, D) rows.
+"""Which rows a batch has: row r is position `position[r]` of example `example[r]`.
 
-Methods and losses see rows only, and leave to the layout what needs to know where an example begins and ends.
+Hidden states are arrays of rows, and most of a network treats every row alike. What happens between the rows of one
+example (attention, the gates' LayerNorm) or weighs them (the mean of a loss) asks the layout, so that padding can be
+left out, or sampled, without anybody else knowing.
+
+Shapes: B examples, S padded length, R rows, N real rows (no padding) among them, Q most rows of one example, K most
+real rows of one, D hidden size.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows of `batch` examples, `seq_len` consecutive rows each, every row with weight 1."""
+    """Rows of B examples, one example after the other, each from its position 0 on, its real rows first.
 
-    batch: int
+    example, position (R,): where a row belongs. weight (R,): its share of a mean; all sum to 1. real (N,): the real
+    rows. first (B,): each example's row of position 0, its [CLS].
+    """
+
+    example: torch.Tensor
+    position: torch.Tensor
+    weight: torch.Tensor
+    real: torch.Tensor
+    first: torch.Tensor
     seq_len: int
+    most: int
+    most_real: int
 
-    def rows(self, hiddens: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        """Return each (B, >= S, D) array as (B * S, D) rows of its first S positions."""
-        return [hidden[:, : self.seq_len].reshape(self.batch * self.seq_len, -1) for hidden in hiddens]
+    def to(self, device: torch.device) -> "Layout":
+        """Return the layout on `device`."""
+        tensors = [field.name for field in fields(self) if field.type is torch.Tensor]
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    @property
+    def batch(self) -> int:
+        """Number of examples B."""
+        return len(self.first)
+
+    @cached_property
+    def cls(self) -> "Layout":
+        """Position 0 of every example alone, (B,) rows of equal weight."""
+        every = torch.arange(self.batch, device=self.first.device)
+        weight = torch.full_like(self.weight[: self.batch], 1 / self.batch)
+        return Layout(every, torch.zeros_like(every), weight, every, every, 1, 1, 1)
+
+    # --- between rows and one line per example, where attention works ---
+
+    @cached_property
+    def slots(self) -> torch.Tensor:
+        """Place of every row in a (B * Q) grid, (R,)."""
+        return self.example * self.most + torch.arange(len(self), device=self.first.device) - self.first[self.example]
+
+    @cached_property
+    def real_slots(self) -> torch.Tensor:
+        """Place of every real row in a (B * K) grid, (N,)."""
+        return self.example[self.real] * self.most_real + self.position[self.real]
+
+    @cached_property
+    def real_mask(self) -> torch.Tensor:
+        """Which places of that grid are taken, (B, 1, 1, K) as attention over (B, heads, Q, K) wants it."""
+        mask = torch.zeros(self.batch * self.most_real, dtype=torch.bool, device=self.first.device)
+        return mask.index_fill(0, self.real_slots, True).view(self.batch, 1, 1, -1)
+
+    def select_real(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the (N, D) real ones of (R, D) rows."""
+        return rows if len(self.real) == len(self) else rows.index_select(0, self.real)
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (R, D) rows as (B, Q, D), zero where an example has fewer."""
+        return spread(rows, self.slots, self.batch, self.most)
+
+    def spread_real(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (N, D) real rows as (B, K, D), zero where an example has fewer."""
+        return spread(rows, self.real_slots, self.batch, self.most_real)
+
+    def collect(self, grid: torch.Tensor) -> torch.Tensor:
+        """Return the (R, D) rows of a (B, Q, D) grid."""
+        flat = grid.flatten(0, 1)
+        return flat if len(flat) == len(self) else flat.index_select(0, self.slots)
+
+    # --- over rows ---
 
     def mean(self, per_row: torch.Tensor) -> torch.Tensor:
-        """Return the mean of (R, ...) values over the rows."""
-        return per_row.mean(0)
+        """Return the weighted mean of (R, ...) values over the rows."""
+        return self.weight.to(per_row.dtype) @ per_row
 
     def normalise(self, rows: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
-        """Apply `norm` to each example's plane [S, D] as one whole (or to each row, if `norm` has shape [D])."""
-        planes = rows.view(self.batch, self.seq_len, -1)
-        return F.layer_norm(planes, norm.normalized_shape, norm.weight, norm.bias, norm.eps).view_as(rows)
+        """Apply `norm` of shape [S, D] to each example's plane as one whole, or of shape [D] to each row.
+
+        Where positions of the plane are missing, mean and variance are the weighted ones of the rows that are there.
+        """
+        if len(norm.normalized_shape) == 1:
+            return norm(rows)
+        if len(self) == self.batch * self.seq_len:  # nothing is missing: the library's fused kernel
+            return norm(rows.view(self.batch, self.seq_len, -1)).view_as(rows)
+        centred = rows - self.example_mean(rows.mean(1))[:, None]
+        variance = self.example_mean(centred.square().mean(1))
+        scaled = centred * (variance + norm.eps).rsqrt()[:, None]
+        return scaled * norm.weight[self.position] + norm.bias[self.position]
+
+    def example_mean(self, per_row: torch.Tensor) -> torch.Tensor:
+        """Return for each row the weighted mean of (R,) values over its own example, (R,)."""
+        share = self.weight.to(per_row.dtype) * self.batch  # sums to 1 over an example
+        return per_row.new_zeros(self.batch).index_add(0, self.example, share * per_row)[self.example]
+
+
+def spread(rows: torch.Tensor, slots: torch.Tensor, batch: int, width: int) -> torch.Tensor:
+    """Return (X, D) rows as (B, width, D), row x at place slots[x] of B * width."""
+    if len(rows) == batch * width:
+        return rows.view(batch, width, -1)
+    return rows.new_zeros(batch * width, rows.shape[1]).index_copy(0, slots, rows).view(batch, width, -1)
+
+
+# --- the layouts there are; `lengths` (B,) are the examples' real rows ------------------------------------------------
+
+
+def full(lengths: np.ndarray, seq_len: int) -> Layout:
+    """All S positions of every example, each of the same weight: the contract."""
+    return arrange(np.ones((len(lengths), seq_len), bool), lengths, np.ones(len(lengths)))
+
+
+def packed(lengths: np.ndarray, seq_len: int) -> Layout:
+    """Real positions only; an example's mean is over these, and every example has the same weight."""
+    return arrange(np.arange(seq_len) < lengths[:, None], lengths, np.ones(len(lengths)))
+
+
+def sampled(lengths: np.ndarray, seq_len: int, count: int, keys: Iterable[tuple[int, ...]]) -> Layout:
+    """Real positions and `count` padding positions of each example, or all where there are no more.
+
+    They are drawn without replacement, from nothing but the example's own key of `keys` (B,), and each stands for
+    n_pad / count of them: every mean is the mean of `full` in expectation.
+    """
+    present = np.arange(seq_len) < lengths[:, None]
+    for row, length, key in zip(present, lengths, keys, strict=True):
+        padding = seq_len - length
+        row[length + np.random.default_rng(key).choice(padding, min(count, padding), replace=False)] = True
+    stands_for = (seq_len - lengths) / np.maximum(1, present.sum(1) - lengths)
+    return arrange(present, lengths, stands_for)
+
+
+def arrange(present: np.ndarray, lengths: np.ndarray, stands_for: np.ndarray) -> Layout:
+    """Return the layout of the positions `present` (B, S), where a padding row counts `stands_for` (B,) times."""
+    example, position = np.nonzero(present)
+    is_real = position < lengths[example]
+    weight = np.where(is_real, 1.0, stands_for[example])
+    weight /= np.bincount(example, weight)[example] * len(lengths)
+    counts = present.sum(1)
+    first = np.cumsum(counts) - counts
+    arrays = (example, position, weight, np.flatnonzero(is_real), first)
+    return Layout(*map(torch.from_numpy, arrays), present.shape[1], int(counts.max()), int(lengths.max()))

@@ -1,6 +1,6 @@
 """BERT classifiers: the teacher from a pre-trained model, the student and how it starts, and saved ones again.
 
-Shapes: B batch, S padded length, D hidden size, C classes, L layers.
+Shapes: B batch, R rows of a batch, D hidden size, C classes, L layers.
 """
 
 from argparse import Namespace
@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel
 
 from fine_tune.config import require, student_sizes
 from fine_tune.data import Batch
+from fine_tune.encoder import encode
 from fine_tune.errors import UserError
 
 SIZES = (
@@ -48,16 +49,10 @@ class BertClassifier(nn.Module):
         nn.init.normal_(self.linear_layer.weight, std=0.02)
         nn.init.zeros_(self.linear_layer.bias)
 
-    def forward(self, batch: Batch, hiddens: bool = False) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Return logits (B, C) and, if asked, the hidden states after each layer, L times (B, S, D)."""
-        output = self.encoder(
-            input_ids=batch.input_ids,
-            token_type_ids=batch.token_type_ids,
-            attention_mask=batch.attention_mask,
-            output_hidden_states=hiddens,
-        )
-        logits = self.linear_layer(self.dropout(output.pooler_output))
-        return logits, output.hidden_states[1:] if hiddens else ()  # the first is the embedding output
+    def forward(self, batch: Batch, cls_only: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return logits (B, C), and L times the state after a layer: of the batch's rows (R, D), or of [CLS] (B, D)."""
+        pooled, hiddens = encode(self.encoder, batch, cls_only)
+        return self.linear_layer(self.dropout(pooled)), hiddens
 
 
 # --- pre-trained models -----------------------------------------------------------------------------------------------
@@ -77,9 +72,7 @@ class Pretrained:
         quiet_transformers()
         try:
             # The checkpoint's own precision would otherwise decide ours.
-            encoder, info = BertModel.from_pretrained(
-                self.folder, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
-            )
+            encoder, info = BertModel.from_pretrained(self.folder, dtype=torch.float32, output_loading_info=True)
         except Exception as error:  # the library raises a dozen kinds for a damaged file
             raise UserError(f"{self.source}: the weights in {self.folder} cannot be loaded ({error})") from error
         bad = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -160,7 +153,7 @@ def sizes(config: BertConfig) -> dict[str, Any]:
 
 def empty_encoder(encoder_sizes: dict[str, Any]) -> BertModel:
     """Return a randomly initialised BertModel of the given sizes."""
-    return BertModel(BertConfig(**encoder_sizes, attn_implementation="sdpa"))
+    return BertModel(BertConfig(**encoder_sizes))
 
 
 def new_teacher(pretrained: Pretrained, config: Namespace) -> BertClassifier:

@@ -3,12 +3,14 @@
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fine_tune import data, experiment, models
 from fine_tune.config import data_file
 from fine_tune.data import Batch
 from fine_tune.files import sha256
+from fine_tune.layout import Layout, packed
 from fine_tune.losses import label_loss
 from fine_tune.tasks import TASKS
 from fine_tune.train import Named
@@ -29,9 +31,12 @@ def teach(flags: Namespace) -> None:
 
     def losses_of(batch: Batch) -> tuple[torch.Tensor, Named]:
         batch = batch.to(device)
-        logits, _ = model(batch)
+        logits, _ = model(batch, cls_only=True)
         loss = label_loss(logits, batch.labels)
         return loss, {"loss": loss}
+
+    def layout(lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
+        return packed(lengths, config.max_seq_len)  # only [CLS] is read
 
     config = experiment.described(
         flags,
@@ -41,6 +46,5 @@ def teach(flags: Namespace) -> None:
     )
     learners = {"lr": experiment.learner(config, [model])}
     tag = f"{config.task}/{config.dataset}"
-    # Only [CLS] is read, so batches are padded no further than their longest example.
-    job = experiment.Job(config, {"model": model}, learners, losses_of, tokens, pretrained.tokenizer, None, tag)
+    job = experiment.Job(config, {"model": model}, learners, losses_of, tokens, pretrained.tokenizer, layout, tag)
     experiment.run(job, flags.overwrite)

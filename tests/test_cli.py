@@ -50,7 +50,14 @@ STUDENT = {
     "embedding_init": "pretrained",
     "d_emb": None,
 }
-OBJECTIVE = {"softmax_temp": 1.0, "soft_weight": 0.2, "hard_weight": 0.8, "mu": 1.0}
+OBJECTIVE = {
+    "softmax_temp": 1.0,
+    "soft_weight": 0.2,
+    "hard_weight": 0.8,
+    "mu": 1.0,
+    "pad_loss": "all",
+    "pad_samples": 4,
+}
 GATES = {
     "gate_device_id": "--device_id",
     "gate_lr": 1e-5,

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors", "interrupt", "files", "tasks", "config", "cli"},  # standard library only
-    {"layout", "data", "models", "gates", "losses", "optim", "checkpoint", "log"},
+    {"layout", "data", "encoder", "models", "gates", "losses", "optim", "checkpoint", "log"},
     {"methods", "methods.pkd", "methods.lad", "methods.lad_no", "methods.alp", "train", "evaluate"},
     {"experiment", "distil", "teach"},
     {"sample"},
@@ -19,7 +19,9 @@ SAME_FLOOR = {  # what may lean on a neighbour, and on which
     "cli": {"errors", "interrupt", "config", "tasks"},
     "gates": {"layout"},
     "losses": {"layout"},
-    "models": {"data"},
+    "data": {"layout"},
+    "encoder": {"data", "layout"},
+    "models": {"data", "encoder"},
     "checkpoint": {"optim", "log"},
     "methods.pkd": {"methods"},
     "methods.lad": {"methods"},

@@ -4,12 +4,13 @@ import math
 from argparse import Namespace
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fine_tune.gates import Gate
-from fine_tune.layout import Layout
+from fine_tune.layout import Layout, full
 from fine_tune.losses import hidden_loss, label_loss, soft_loss
 from fine_tune.methods import Method
 from fine_tune.methods.alp import alp
@@ -34,10 +35,21 @@ def shuffled(method: Method) -> Method:
     return method
 
 
+def every(method: Method) -> Layout:
+    """Return the layout of all positions, or of position 0 for a method that reads no other."""
+    layout = full(np.full(B, S), S)
+    return layout.cls if method.cls_only else layout
+
+
+def rows(planes: Planes, layout: Layout) -> list[torch.Tensor]:
+    """Return (B, S, D) arrays as the rows of a layout."""
+    return [plane[layout.example, layout.position] for plane in planes]
+
+
 def targets(method: Method, teacher: Planes, student: Planes) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the method's pairs as (B, S or 1, D) arrays."""
-    layout = Layout(B, 1 if method.cls_only else S)
-    pairs = method(layout.rows(teacher), layout.rows(student), layout)
+    layout = every(method)
+    pairs = method(rows(teacher, layout), rows(student, layout), layout)
     return [(target.view(B, -1, D), state.view(B, -1, D)) for target, state in pairs]
 
 
@@ -179,16 +191,18 @@ def test_alp_is_stable_and_shows_its_attention() -> None:
 
 def test_alp_gradient_flows_through_the_weights() -> None:
     teacher, [state] = states(4, 1), states(1, 2)
-    layout, method = Layout(B, S), alp("alp-kd-hidden", 4, 1)
+    method = alp("alp-kd-hidden", 4, 1)
+    layout = every(method)
+    taught = rows(teacher, layout)
 
-    def loss(rows: torch.Tensor) -> torch.Tensor:
-        return hidden_loss(method(layout.rows(teacher), [rows], layout), layout)
+    def loss(learned: torch.Tensor) -> torch.Tensor:
+        return hidden_loss(method(taught, [learned], layout), layout)
 
-    rows = state.reshape(-1, D).requires_grad_()
-    assert torch.autograd.gradcheck(loss, (rows,))  # against finite differences, which know nothing of detaching
-    [(target, _)] = method(layout.rows(teacher), [rows], layout)
-    detached = torch.autograd.grad((target.detach() - rows).square().mean(), rows)[0]
-    assert not torch.allclose(torch.autograd.grad(loss(rows), rows)[0], detached)
+    learned = state.reshape(-1, D).requires_grad_()
+    assert torch.autograd.gradcheck(loss, (learned,))  # against finite differences, which know nothing of detaching
+    [(target, _)] = method(taught, [learned], layout)
+    detached = torch.autograd.grad((target.detach() - learned).square().mean(), learned)[0]
+    assert not torch.allclose(torch.autograd.grad(loss(learned), learned)[0], detached)
 
 
 @pytest.mark.parametrize(("layers", "students"), [(12, 6), (12, 12), (12, 4), (6, 3)])
@@ -209,8 +223,8 @@ GATED: dict[str, Callable[[], Method]] = {
 @pytest.mark.parametrize("name", GATED)
 def test_every_gate_learns(name: str) -> None:
     method = GATED[name]().double()
-    layout = Layout(B, 1 if method.cls_only else S)
-    loss = hidden_loss(method(layout.rows(states(6, 1)), layout.rows(states(3, 2)), layout), layout)
+    layout = every(method)
+    loss = hidden_loss(method(rows(states(6, 1), layout), rows(states(3, 2), layout), layout), layout)
     loss.backward()
     for parameter in method.parameters():
         assert parameter.grad is not None
@@ -257,8 +271,8 @@ def test_label_loss_is_cross_entropy() -> None:
 def test_hidden_loss_is_the_sum_of_means() -> None:
     first, second = states(3, 1), states(3, 2)
     expected = sum(((a - b) ** 2).sum() / (B * S * D) for a, b in zip(first, second, strict=True))
-    layout = Layout(B, S)
-    pairs = list(zip(layout.rows(first), layout.rows(second), strict=True))
+    layout = full(np.full(B, S), S)
+    pairs = list(zip(rows(first, layout), rows(second, layout), strict=True))
     assert hidden_loss(pairs, layout).item() == pytest.approx(expected.item())
     assert F.mse_loss(first[0], second[0]).item() == pytest.approx(hidden_loss(pairs[:1], layout).item())
 

@@ -1,0 +1,131 @@
+"""The encoder over rows against transformers' BertModel on padded arrays, with eager attention."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from fine_tune.data import Batch, Tokens
+from fine_tune.encoder import encode
+from fine_tune.layout import Layout, full, packed, sampled
+
+S, LAYERS = 12, 3
+LENGTHS = np.array([5, 12, 3, 7])
+LAYOUTS = {
+    "full": full(LENGTHS, S),
+    "packed": packed(LENGTHS, S),
+    "sampled": sampled(LENGTHS, S, 2, [(0, 0, row) for row in range(4)]),
+}
+
+
+def make_bert(attention: str = "eager", dropout: float = 0.0, attention_dropout: float = 0.0) -> BertModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=S,
+        initializer_range=0.3,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=attention_dropout,
+        attn_implementation=attention,
+    )
+    return BertModel(config)
+
+
+def make_tokens() -> Tokens:
+    generator = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
+    ids = generator.integers(1, 50, offsets[-1], dtype=np.int32)
+    return Tokens(ids, offsets, (LENGTHS // 2).astype(np.int32), np.zeros(4, np.int64))
+
+
+def make_batch(layout: Layout) -> Batch:
+    return make_tokens().batch(np.arange(4), layout)
+
+
+def theirs(bert: BertModel) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the pooler's output (B, D) and the L hidden states (B, S, D) of the library's own forward pass."""
+    batch = make_batch(full(LENGTHS, S))
+    output = bert(
+        input_ids=batch.input_ids.view(4, S),
+        token_type_ids=batch.token_type_ids.view(4, S),
+        attention_mask=torch.arange(S) < torch.tensor(LENGTHS)[:, None],
+        output_hidden_states=True,
+    )
+    return output.pooler_output, list(output.hidden_states[1:])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("cls_only", [False, True])
+def test_numbers_are_the_librarys(name: str, cls_only: bool) -> None:
+    bert, layout = make_bert().eval(), LAYOUTS[name]
+    pooled, hiddens = encode(bert, make_batch(layout), cls_only)
+    expected, planes = theirs(bert)
+    torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-5)
+    assert len(hiddens) == LAYERS
+    for found, known in zip(hiddens, planes, strict=True):
+        wanted = known[:, 0] if cls_only else known[layout.example, layout.position]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(hiddens[0], hiddens[1], atol=1e-2)  # layers do something
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("cls_only", [False, True])
+def test_gradients_are_the_librarys(name: str, cls_only: bool) -> None:
+    """Of a loss over the rows that are read, weighted so that no two rows count the same."""
+    bert, layout = make_bert().eval(), LAYOUTS[name]
+    layout = layout.cls if cls_only else layout
+    weights = torch.randn(LAYERS, 4, S, 24, generator=torch.Generator().manual_seed(1))
+
+    def gradients(pooled: torch.Tensor, read: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        pairs = zip(read, weights[:, layout.example, layout.position], strict=True)
+        loss = pooled.sum() + sum((weight * state).sum() for state, weight in pairs)
+        bert.zero_grad()
+        loss.backward()
+        return {name: parameter.grad.clone() for name, parameter in bert.named_parameters()}
+
+    pooled, planes = theirs(bert)
+    expected = gradients(pooled, [plane[layout.example, layout.position] for plane in planes])
+    pooled, hiddens = encode(bert, make_batch(LAYOUTS[name]), cls_only)
+    found = gradients(pooled, hiddens)
+    for name_, gradient in expected.items():
+        torch.testing.assert_close(found[name_], gradient, rtol=1e-4, atol=1e-4 * weights.abs().max().item())
+    assert all(gradient.abs().max() > 1e-2 for name_, gradient in expected.items() if "key.bias" not in name_)
+
+
+def test_padding_is_seen_by_nobody() -> None:
+    """Another word in the padding changes the padding rows alone."""
+    bert, layout = make_bert().eval(), LAYOUTS["full"]
+    batch = make_batch(layout)
+    _, before = encode(bert, batch, cls_only=False)
+    padding = torch.ones(len(layout), dtype=torch.bool)
+    padding[layout.real] = False
+    batch.input_ids[padding] = 7
+    _, after = encode(bert, batch, cls_only=False)
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one[~padding], other[~padding])
+        assert not torch.allclose(one[padding], other[padding])
+
+
+@pytest.mark.parametrize(("hidden", "attention"), [(0.5, 0.0), (0.0, 0.5)])
+def test_dropout_is_on_in_training_only(hidden: float, attention: float) -> None:
+    bert, batch = make_bert("eager", hidden, attention), make_batch(LAYOUTS["packed"])
+    bert.train()
+    assert not torch.allclose(encode(bert, batch, False)[0], encode(bert, batch, False)[0])
+    bert.eval()
+    assert torch.equal(encode(bert, batch, False)[0], encode(bert, batch, False)[0])
+
+
+def test_dropout_has_the_librarys_distribution() -> None:
+    """Mean and spread of the first layer's output over many draws, for the same dropout in both."""
+    bert = make_bert("eager", 0.2, 0.3).train()
+    layout, draws = LAYOUTS["full"], 600
+    with torch.no_grad():
+        ours = torch.stack([encode(bert, make_batch(layout), False)[1][0] for _ in range(draws)])
+        known = torch.stack([theirs(bert)[1][0].view(-1, 24) for _ in range(draws)])
+    error = 5 * ((ours.var(0) + known.var(0)) / draws).sqrt()
+    assert ((ours.mean(0) - known.mean(0)).abs() < error).float().mean() > 0.999
+    torch.testing.assert_close(ours.std(0).mean(), known.std(0).mean(), rtol=0.02, atol=0)

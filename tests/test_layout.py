@@ -1,0 +1,135 @@
+"""Which rows a batch has and what they weigh, against loops over examples and positions."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fine_tune.layout import Layout, arrange, full, packed, sampled
+
+S, D = 7, 4
+LENGTHS = np.array([3, 7, 5])
+B = len(LENGTHS)
+LAYOUTS = {
+    "full": full(LENGTHS, S),
+    "packed": packed(LENGTHS, S),
+    "sampled": sampled(LENGTHS, S, 2, [(42, 1, 10), (42, 1, 11), (42, 1, 12)]),
+}
+
+
+def plane(seed: int) -> torch.Tensor:
+    """Return a (B, S, D) array."""
+    return torch.randn(B, S, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rows(planes: torch.Tensor, layout: Layout) -> torch.Tensor:
+    return planes[layout.example, layout.position]
+
+
+def there(layout: Layout) -> list[list[int]]:
+    """Return for each example the positions that the layout holds."""
+    return [[int(p) for e, p in zip(layout.example, layout.position, strict=True) if e == b] for b in range(B)]
+
+
+def omega(name: str, b: int, s: int) -> float:
+    """How often position s of example b counts, from the definition."""
+    if name != "sampled" or s < LENGTHS[b]:
+        return 1.0
+    padding = S - LENGTHS[b]
+    return padding / min(2, padding)
+
+
+def test_which_positions_are_there() -> None:
+    everything = [list(range(S))] * B
+    real = [list(range(n)) for n in LENGTHS]
+    assert there(LAYOUTS["full"]) == everything
+    assert there(LAYOUTS["packed"]) == real
+    for found, known, length in zip(there(LAYOUTS["sampled"]), real, LENGTHS, strict=True):
+        assert found[:length] == known
+        assert len(set(found)) == len(found) == length + min(2, S - length)  # all where there are no more than 2
+        assert found == sorted(found)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_mean(name: str) -> None:
+    layout, values = LAYOUTS[name], plane(1)
+    means = []
+    for b, positions in enumerate(there(layout)):
+        total = sum(omega(name, b, s) for s in positions)
+        means.append(sum(omega(name, b, s) * values[b, s] for s in positions) / total)
+    torch.testing.assert_close(layout.mean(rows(values, layout)), sum(means) / B)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_gate_statistics(name: str) -> None:
+    """LayerNorm over the plane [S, D] with mean and variance over the positions that are there, by their weights."""
+    layout, values = LAYOUTS[name], plane(2)
+    norm = nn.LayerNorm([S, D]).double()
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    found = layout.normalise(rows(values, layout), norm)
+    row = 0
+    for b, positions in enumerate(there(layout)):
+        weights = torch.tensor([omega(name, b, s) for s in positions], dtype=torch.float64)
+        cells = values[b, positions]
+        mean = (weights[:, None] * cells).sum() / (weights.sum() * D)
+        variance = (weights[:, None] * (cells - mean) ** 2).sum() / (weights.sum() * D)
+        expected = (cells - mean) / torch.sqrt(variance + 1e-5) * norm.weight[positions] + norm.bias[positions]
+        torch.testing.assert_close(found[row : row + len(positions)], expected)
+        row += len(positions)
+
+
+def test_a_norm_of_one_row_needs_no_neighbours() -> None:
+    norm = nn.LayerNorm(D).double()
+    for layout in LAYOUTS.values():
+        values = rows(plane(3), layout)
+        torch.testing.assert_close(layout.normalise(values, norm), norm(values))
+
+
+def test_the_sample_is_the_whole_in_expectation() -> None:
+    """Averaged over every draw that there can be, each as likely, the sampled mean is that of all positions."""
+    values, lengths = plane(4), np.array([3, 5])
+    means = []
+    for draw in product(combinations(range(3, S), 2), combinations(range(5, S), 1)):
+        present = np.arange(S) < lengths[:, None]
+        for row, drawn in zip(present, draw, strict=True):
+            row[list(drawn)] = True
+        layout = arrange(present, lengths, np.array([4 / 2, 2 / 1]))
+        means.append(layout.mean(rows(values, layout)))
+    expected = full(lengths, S).mean(values[:2].reshape(-1, D))
+    torch.testing.assert_close(torch.stack(means).mean(0), expected)
+    assert not torch.allclose(packed(lengths, S).mean(rows(values, packed(lengths, S))), expected)
+
+
+def test_every_padding_position_is_drawn_equally_often() -> None:
+    draws = 3000
+    layout = sampled(np.full(draws, 3), S, 1, ((1, 1, row) for row in range(draws)))
+    counts = np.bincount(layout.position[layout.position >= 3], minlength=S)[3:]
+    assert counts.sum() == draws
+    assert abs(counts - draws / 4).max() < 5 * np.sqrt(draws * 3 / 16)  # five standard deviations
+
+
+def test_the_draw_depends_on_the_key_alone() -> None:
+    keys = [(42, 1, row) for row in range(B)]
+    together = there(sampled(LENGTHS, S, 1, keys))
+    alone = [sampled(LENGTHS[row : row + 1], S, 1, keys[row : row + 1]).position.tolist() for row in range(B)]
+    assert together == alone
+    others = [there(sampled(LENGTHS, S, 1, [(42, step, row) for row in range(B)])) for step in range(2, 12)]
+    assert any(other != together for other in others)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_grids_and_rows(name: str) -> None:
+    layout, values = LAYOUTS[name], plane(5)
+    grid = layout.spread(rows(values, layout))
+    real = layout.spread_real(layout.select_real(rows(values, layout)))
+    assert real.shape[1] == LENGTHS.max()
+    for b, positions in enumerate(there(layout)):
+        assert torch.equal(grid[b, : len(positions)], values[b, positions])
+        assert not grid[b, len(positions) :].any()
+        assert torch.equal(real[b, : LENGTHS[b]], values[b, : LENGTHS[b]])
+        assert layout.real_mask[b, 0, 0].tolist() == [s < LENGTHS[b] for s in range(real.shape[1])]
+    assert torch.equal(layout.collect(grid), rows(values, layout))
+    assert torch.equal(rows(values, layout)[layout.first], values[:, 0])
+    torch.testing.assert_close(layout.cls.mean(values[:, 0]), values[:, 0].mean(0))
