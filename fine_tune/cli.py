@@ -292,6 +292,19 @@ def evaluation(ckpt: Flag) -> Group:
     return "evaluation", [Flag("batch_size", whole(1), "examples at a time; changes no result", "32"), ckpt]
 
 
+def speed() -> Group:
+    """How numbers are computed; all training scripts."""
+    return "speed", [
+        Flag(
+            "precision",
+            choice("fp32", "tf32", "bf16"),
+            "of matrix products; parameters, losses and statistics stay in fp32 (other numbers, faster)",
+            "fp32",
+        ),
+        Flag("compile", None, "compile the layers with torch.compile (numbers change by rounding)"),
+    ]
+
+
 def places() -> Group:
     """The two places on disk; defaults lie in the project, wherever the script is called from."""
     data = PROJECT_ROOT / "data"
@@ -311,12 +324,12 @@ def runs() -> Group:
 
 def teaching_groups() -> list[Group]:
     """All groups of run_fine_tune.py."""
-    return [experiment(device="0"), data_split(), teacher_model(), training(), places(), runs()]
+    return [experiment(device="0"), data_split(), teacher_model(), training(), speed(), places(), runs()]
 
 
 def distilling_groups() -> list[Group]:
     """The groups that all distillers share."""
-    return [experiment(), training(), teacher_use(), student(), objective(), places(), runs()]
+    return [experiment(), training(), teacher_use(), student(), objective(), speed(), places(), runs()]
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fine_tune import checkpoint, data, experiment, models
+from fine_tune.arithmetic import compile_rows, mixed, prepare
 from fine_tune.config import data_file, inherit, read_teacher, run_folder
 from fine_tune.data import Batch
 from fine_tune.files import sha256
@@ -40,12 +41,12 @@ class Distillation:
     def losses_of(self, batch: Batch) -> tuple[torch.Tensor, Named]:
         """Return loss = logits_loss + hidden_loss of a batch, and all three by name with what the method shows."""
         config, (teacher_place, place, _) = self.config, self.places
-        with torch.no_grad():
-            teacher_logits, taught = self.teacher(batch.to(teacher_place), self.cls_only)
-        batch = batch.to(place)
-        logits, learned = self.student(batch, self.cls_only)
-
-        hidden = self.hidden_loss(taught, learned, batch.layout.cls if self.cls_only else batch.layout).to(place)
+        with mixed(config.precision, self.places):
+            with torch.no_grad():
+                teacher_logits, taught = self.teacher(batch.to(teacher_place), self.cls_only)
+            batch = batch.to(place)
+            logits, learned = self.student(batch, self.cls_only)
+            hidden = self.hidden_loss(taught, learned, batch.layout.cls if self.cls_only else batch.layout).to(place)
         soft = soft_loss(logits, teacher_logits.to(place), config.softmax_temp)
         from_logits = config.hard_weight * label_loss(logits, batch.labels) + config.soft_weight * soft
         loss = from_logits + hidden
@@ -76,6 +77,7 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
     """Distil the student that `flags` describe; `make_method` takes them and the number of teacher layers."""
     method_flag = "gate_device_id" if hasattr(flags, "gate_device_id") else "device_id"
     places = models.devices(flags, "tdevice_id", "device_id", method_flag)
+    prepare(flags, places)
     teacher_run = read_teacher(flags)
     flags = inherit(flags, teacher_run)
     if experiment.settled(flags):
@@ -104,6 +106,8 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
         data_sha256=sha256(path),
         teacher_sha256=sha256(folder / f"model-{flags.tckpt}.pt"),
     )
+    if config.compile:
+        compile_rows(teacher.encoder), compile_rows(student.encoder)
     distillation = Distillation(teacher, student, method, config, places)
     learners = {"lr": experiment.learner(config, [student])}
     if method.gates:

@@ -24,7 +24,7 @@ from fine_tune.optim import Guard, Learner
 from fine_tune.train import Named, train
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
-FREE = {"device_id", "tdevice_id", "gate_device_id", "log_step", "ckpt_step", "keep_last", "data_dir", "experiment_dir"}
+FREE = set("device_id tdevice_id gate_device_id compile log_step ckpt_step keep_last data_dir experiment_dir".split())
 FACTS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json, but no flags
 
 

@@ -24,5 +24,5 @@ class Gate(nn.Module):
 
     def forward(self, below: torch.Tensor, above: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Mix `below` and `above`, both (R, D), into (R, D)."""
-        opening = torch.sigmoid(self.linear(below))
+        opening = torch.sigmoid(self.linear(below).to(below.dtype))
         return layout.normalise(torch.lerp(below, above, opening), self.layernorm)

@@ -92,7 +92,7 @@ class Layout:
 
     def mean(self, per_row: torch.Tensor) -> torch.Tensor:
         """Return the weighted mean of (R, ...) values over the rows."""
-        return self.weight.to(per_row.dtype) @ per_row
+        return (per_row.movedim(0, -1) * self.weight.to(per_row.dtype)).sum(-1)
 
     def normalise(self, rows: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
         """Apply `norm` of shape [S, D] to each example's plane as one whole, or of shape [D] to each row.

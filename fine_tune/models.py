@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from fine_tune.arithmetic import full_precision
 from fine_tune.config import require, student_sizes
 from fine_tune.data import Batch
 from fine_tune.encoder import encode
@@ -52,7 +53,8 @@ class BertClassifier(nn.Module):
     def forward(self, batch: Batch, cls_only: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return logits (B, C), and L times the state after a layer: of the batch's rows (R, D), or of [CLS] (B, D)."""
         pooled, hiddens = encode(self.encoder, batch, cls_only)
-        return self.linear_layer(self.dropout(pooled)), hiddens
+        with full_precision(pooled.device):
+            return self.linear_layer(self.dropout(pooled.float())), hiddens
 
 
 # --- pre-trained models -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fine_tune import data, experiment, models
+from fine_tune.arithmetic import compile_rows, mixed, prepare
 from fine_tune.config import data_file
 from fine_tune.data import Batch
 from fine_tune.files import sha256
@@ -19,11 +20,14 @@ from fine_tune.train import Named
 def teach(flags: Namespace) -> None:
     """Fine-tune the teacher that `flags` describe."""
     [device] = models.devices(flags, "device_id")
+    prepare(flags, [device])
     if experiment.settled(flags):
         return
     pretrained = models.find_pretrained(flags.ptrain_ver, f"--ptrain_ver {flags.ptrain_ver}")
     torch.manual_seed(flags.seed)
     model = models.new_teacher(pretrained, flags).to(device)
+    if flags.compile:
+        compile_rows(model.encoder)
     task = TASKS[flags.task]
     path = data_file(flags, task.splits[flags.dataset])
     cache = Path(flags.experiment_dir) / "cache"
@@ -31,7 +35,8 @@ def teach(flags: Namespace) -> None:
 
     def losses_of(batch: Batch) -> tuple[torch.Tensor, Named]:
         batch = batch.to(device)
-        logits, _ = model(batch, cls_only=True)
+        with mixed(flags.precision, [device]):
+            logits, _ = model(batch, cls_only=True)
         loss = label_loss(logits, batch.labels)
         return loss, {"loss": loss}
 

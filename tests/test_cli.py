@@ -74,9 +74,10 @@ PLACES = {
     "experiment_dir": str(ROOT / "data" / "fine_tune_experiment"),
 }
 RUNS = {"overwrite": False, "keep_last": None}
+SPEED = {"precision": "fp32", "compile": False}
 
-TEACHING = EXPERIMENT | {"device_id": 0} | DATA_SPLIT | TEACHER | TRAINING | PLACES | RUNS
-DISTILLING = EXPERIMENT | {"device_id": REQUIRED} | TRAINING | TEACHER_USE | STUDENT | OBJECTIVE | PLACES | RUNS
+TEACHING = EXPERIMENT | {"device_id": 0} | DATA_SPLIT | TEACHER | TRAINING | SPEED | PLACES | RUNS
+DISTILLING = EXPERIMENT | {"device_id": REQUIRED} | TRAINING | TEACHER_USE | STUDENT | OBJECTIVE | SPEED | PLACES | RUNS
 EVALUATING = EXPERIMENT | {"device_id": None} | DATA_SPLIT | {"batch_size": 32} | PLACES
 SCRIPTS = {
     "run_fine_tune.py": TEACHING,

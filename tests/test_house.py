@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors", "interrupt", "files", "tasks", "config", "cli"},  # standard library only
-    {"layout", "data", "encoder", "models", "gates", "losses", "optim", "checkpoint", "log"},
+    {"arithmetic", "layout", "data", "encoder", "models", "gates", "losses", "optim", "checkpoint", "log"},
     {"methods", "methods.pkd", "methods.lad", "methods.lad_no", "methods.alp", "train", "evaluate"},
     {"experiment", "distil", "teach"},
     {"sample"},
@@ -21,7 +21,7 @@ SAME_FLOOR = {  # what may lean on a neighbour, and on which
     "losses": {"layout"},
     "data": {"layout"},
     "encoder": {"data", "layout"},
-    "models": {"data", "encoder"},
+    "models": {"arithmetic", "data", "encoder"},
     "checkpoint": {"optim", "log"},
     "methods.pkd": {"methods"},
     "methods.lad": {"methods"},

@@ -186,7 +186,7 @@ def test_alp_is_stable_and_shows_its_attention() -> None:
     targets(alp("alp-kd-hidden", 6, 1), sharp, [sharp[2]])
     method = alp("alp-kd-hidden", 6, 1)
     targets(method, sharp, [sharp[2]])
-    torch.testing.assert_close(method.shown["attn-0"], torch.eye(6)[2])
+    torch.testing.assert_close(method.shown["attn-0"], torch.eye(6, dtype=torch.float64)[2])
 
 
 def test_alp_gradient_flows_through_the_weights() -> None:

@@ -1,7 +1,9 @@
 """ALP-KD: every student layer learns an attention-weighted mix of teacher layers (Passban et al., AAAI 2021)."""
 
 import torch
+import torch.nn.functional as F
 
+from fine_tune.arithmetic import full_precision
 from fine_tune.layout import Layout
 from fine_tune.methods import Method, Pairs
 
@@ -22,13 +24,19 @@ class Alp(Method):
         keys = torch.stack(teacher, dim=1)  # (R, L, D)
         pairs = []
         for index, (state, limit) in enumerate(zip(student, self.limits, strict=True)):
-            scores = torch.einsum("rld,rd->rl", keys[:, :limit], state) / state.shape[1] ** 0.5
-            weights = scores.softmax(dim=1)  # subtracts the maximum, so large hidden states do not overflow
-            pairs.append((torch.einsum("rl,rld->rd", weights, keys[:, :limit]), state))
-            attention = torch.zeros(len(teacher), device=weights.device)
-            attention[:limit] = layout.mean(weights.detach())
-            self.shown[f"attn-{index}"] = attention
+            target, weights = mix(keys[:, :limit], state)
+            pairs.append((target, state))
+            attention = layout.mean(weights.detach())
+            self.shown[f"attn-{index}"] = F.pad(attention, (0, len(teacher) - limit))
         return pairs
+
+
+def mix(keys: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a student state (R, D) attends to among teacher states (R, L, D), and with which weights (R, L)."""
+    with full_precision(state.device):  # a target is a matter of the loss
+        scores = torch.einsum("rld,rd->rl", keys, state) / state.shape[1] ** 0.5
+        weights = scores.softmax(dim=1)  # subtracts the maximum, so large hidden states do not overflow
+        return torch.einsum("rl,rld->rd", weights, keys), weights
 
 
 def alp(alp_exp: str, layers: int, students: int) -> Alp:
