@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test m
 
 import torch  # noqa: E402
 
-from tests import tiny  # noqa: E402
+from tests import golden, tiny  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,6 +26,16 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.make_bert(root / "bert")
     tiny.make_qqp(root / "data")
     tiny.run_script("run_fine_tune", **tiny.teacher_flags(root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def golden_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which the golden teacher was trained."""
+    root = tmp_path_factory.mktemp("golden")
+    tiny.make_bert(root / "bert")
+    tiny.make_qqp(root / "data")
+    assert golden.teacher_losses(root) == pytest.approx(golden.read("teacher"), rel=1e-5)
     return root
 
 

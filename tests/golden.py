@@ -23,6 +23,9 @@ RUNS = {
     "alp-kd-hidden": ("run_alp_distil", {"alp_exp": "alp-kd-hidden"}),
     "alp-kd-hidden-v2": ("run_alp_distil", {"alp_exp": "alp-kd-hidden-v2"}),
     "pkd": ("run_pkd_distill", {}),
+    "lad-masked": ("run_lad_distil", {"gate_lr": 1e-3, "pad_loss": "masked"}),
+    "lad-sampled": ("run_lad_distil", {"gate_lr": 1e-3, "pad_loss": "sampled", "pad_samples": 2}),
+    "alp-kd-hidden-masked": ("run_alp_distil", {"alp_exp": "alp-kd-hidden", "pad_loss": "masked"}),
 }
 
 
@@ -32,12 +35,12 @@ def teacher_losses(root: Path) -> dict[int, float]:
     return tiny.curve(root / "runs", "teacher_bert_qqp", "qqp/train/loss")
 
 
-def student_losses(root: Path, name: str) -> dict[int, float]:
-    """Distil the run `name` of RUNS from the teacher in `root` and return its losses by step."""
-    script, changes = RUNS[name]
-    flags = {"dropout": 0, "accum_step": 2, "experiment": name} | changes
+def student_losses(root: Path, name: str, **changes: object) -> dict[int, float]:
+    """Distil the run `name` of RUNS, with `changes`, from the teacher in `root` and return its losses by step."""
+    script, own = RUNS[name]
+    flags = {"dropout": 0, "accum_step": 2, "experiment": name} | own | changes
     tiny.run_script(script, **tiny.student_flags(root, **flags))
-    return tiny.curve(root / "runs", f"{name}_bert_qqp", "qqp/train/bert/loss")
+    return tiny.curve(root / "runs", f"{flags['experiment']}_bert_qqp", "qqp/train/bert/loss")
 
 
 def read(name: str) -> dict[int, float]:

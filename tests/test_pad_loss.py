@@ -1,0 +1,163 @@
+"""What --pad_loss leaves out of the hidden-state loss, and where padding is left out because nobody reads it."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fine_tune import models
+from fine_tune.data import Tokens, epoch_order
+from fine_tune.distil import Distillation
+from fine_tune.methods import Method
+from fine_tune.methods.alp import alp
+from fine_tune.methods.lad import lad, lad_cls, lad_user_defined, partial_lad
+from fine_tune.methods.lad_no import LadNo
+from fine_tune.methods.pkd import Pkd
+from tests import golden, reference, tiny
+
+S, D, CPU = 12, 16, torch.device("cpu")
+LENGTHS = np.array([5, 12, 3, 7])
+METHODS: dict[str, Callable[[int], Method]] = {
+    "lad": lambda seq_len: lad(4, 2, seq_len, D),
+    "lad_no": lambda seq_len: LadNo(4, 2, seq_len, D),
+    "partial_lad": lambda seq_len: partial_lad(4, 2, seq_len, D, [2], [1]),
+    "lad_user_defined": lambda seq_len: lad_user_defined(4, seq_len, D, [4, 2], [1, 2]),
+    "lad_cls": lambda seq_len: lad_cls(4, 2, D),
+    "alp-kd": lambda seq_len: alp("alp-kd", 4, 2),
+    "alp-kd-hidden": lambda seq_len: alp("alp-kd-hidden", 4, 2),
+    "alp-kd-hidden-v2": lambda seq_len: alp("alp-kd-hidden-v2", 4, 2),
+    "pkd": lambda seq_len: Pkd(4, 2),
+}
+
+
+def classifier(layers: int, seed: int) -> models.BertClassifier:
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 50, "hidden_size": D, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"num_hidden_layers": layers, "max_position_embeddings": S, "initializer_range": 0.3}
+    return models.BertClassifier(models.empty_encoder(sizes), 2, 0.0).eval()
+
+
+def distillation(name: str, pad_loss: str, seq_len: int = S, pad_samples: int = 2, mu: float = 9) -> Distillation:
+    """Return teacher, student and method with the same weights at every call, whatever the length."""
+    teacher, student = classifier(4, 1), classifier(2, 2)
+    torch.manual_seed(3)
+    method = METHODS[name](S)
+    for parameter in method.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    if seq_len < S:  # the gates of the first positions
+        weights = {key: v[:seq_len] if v.shape[0] == S and v.ndim == 2 else v for key, v in method.state_dict().items()}
+        method = METHODS[name](seq_len)
+        method.load_state_dict(weights)
+    config = Namespace(max_seq_len=seq_len, pad_loss=pad_loss, pad_samples=pad_samples, num_hidden_layers=2, seed=42)
+    vars(config).update(mu=mu, softmax_temp=3.0, soft_weight=0.7, hard_weight=0.3, precision="fp32")
+    return Distillation(teacher, student, method, config, [CPU] * 3)
+
+
+def make_tokens() -> Tokens:
+    generator = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
+    ids = generator.integers(1, 50, offsets[-1], dtype=np.int32)
+    return Tokens(ids, offsets, (LENGTHS // 2).astype(np.int32), np.array([0, 1, 1, 0]))
+
+
+def losses(what: Distillation, chosen: list[int]) -> dict[str, float]:
+    tokens, rows = make_tokens(), np.array(chosen)
+    batch = tokens.batch(rows, what.layout(tokens.lengths(rows), rows, 1))
+    return {name: value.item() for name, value in what.losses_of(batch)[1].items() if value.ndim == 0}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_masked_is_the_contract_of_each_example_at_its_own_length(name: str) -> None:
+    """An example of n word pieces counts as if max_seq_len were n; then the mean over the examples."""
+    found = losses(distillation(name, "masked"), [0, 1, 2, 3])
+    alone = [losses(distillation(name, "all", int(n)), [row]) for row, n in enumerate(LENGTHS)]
+    for key, value in found.items():
+        assert value == pytest.approx(np.mean([one[key] for one in alone]), rel=1e-5), key
+    everything = losses(distillation(name, "all"), [0, 1, 2, 3])["hidden_loss"]
+    cls_only = name in ("lad_cls", "alp-kd")
+    assert (found["hidden_loss"] == pytest.approx(everything, rel=1e-3)) == cls_only
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("pad_loss", ["masked", "sampled"])
+def test_batch_mates_do_not_matter(name: str, pad_loss: str) -> None:
+    what = distillation(name, pad_loss)
+    together = losses(what, [0, 1, 2, 3])
+    halves = [losses(what, half) for half in ([3, 1], [2, 0])]
+    for key, value in together.items():
+        assert value == pytest.approx(np.mean([half[key] for half in halves]), rel=1e-5), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sample_of_all_padding_is_the_contract(name: str) -> None:
+    everything, rest = losses(distillation(name, "all"), [0, 1, 2, 3]), [0, 1, 2, 3]
+    assert losses(distillation(name, "sampled", pad_samples=9), rest) == pytest.approx(everything, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["alp-kd-hidden", "pkd"])
+def test_the_sampled_loss_is_the_contracts_in_expectation(name: str) -> None:
+    """Over many steps; these two methods have no gate, whose statistics are estimated with a bias of their own."""
+    what, tokens, rows = distillation(name, "sampled"), make_tokens(), np.arange(4)
+    found = []
+    with torch.no_grad():
+        for step in range(400):
+            batch = tokens.batch(rows, what.layout(LENGTHS, rows, step))
+            found.append(what.losses_of(batch)[1]["hidden_loss"].item())
+    expected = losses(distillation(name, "all"), [0, 1, 2, 3])["hidden_loss"]
+    error = np.std(found) / len(found) ** 0.5
+    assert 0 < error < 0.02 * expected
+    assert abs(np.mean(found) - expected) < 4 * error
+
+
+@pytest.mark.parametrize("name", ["lad", "alp-kd-hidden-v2"])
+def test_nothing_is_computed_that_nobody_reads(name: str) -> None:
+    """With mu 0, and for methods on [CLS], a batch has its real rows only, whatever --pad_loss says."""
+    chosen = np.arange(4)
+    for what in (distillation(name, "all", mu=0), distillation("lad_cls", "sampled"), distillation("alp-kd", "all")):
+        assert len(what.layout(LENGTHS, chosen, 1)) == LENGTHS.sum()
+    assert len(distillation(name, "all").layout(LENGTHS, chosen, 1)) == 4 * S
+    assert len(distillation(name, "masked").layout(LENGTHS, chosen, 1)) == LENGTHS.sum()
+    assert len(distillation(name, "sampled").layout(LENGTHS, chosen, 1)) == (LENGTHS + [2, 0, 2, 2]).sum()
+
+
+def load(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return torch.load(folder / f"{name}.pt", weights_only=True)
+
+
+def test_mu_0_equals_the_plain_loop(root: Path) -> None:
+    """Where nothing but logits is learned: losses, student, and the gates' weight decay of the plain loop."""
+    changes = {"dropout": 0, "warmup_step": 3, "ckpt_step": 1, "gate_lr": 1e-1, "lr": 1e-2, "mu": 0}
+    flags = tiny.student_flags(root, experiment="lad", accum_step=1, **changes)
+    tiny.run_script("run_lad_distil", **flags)
+    run, teacher = root / "runs" / "lad_bert_qqp", root / "runs" / "teacher_bert_qqp"
+    order = [epoch_order(42, m // 6, 21)[m % 6 * 4 :][:4].tolist() for m in range(8)]  # 21 examples, batches of 4
+    gates = {index: load(run, f"gate-{index}-1") for index in (1, 2, 3)}
+    plain = reference.lad_losses(flags, teacher, order, load(run, "model-1"), gates)
+    ours = tiny.curve(root / "runs", "lad_bert_qqp", "qqp/train/bert/loss")
+    assert list(ours.values()) == pytest.approx(plain, rel=1e-5)
+    assert set(tiny.curve(root / "runs", "lad_bert_qqp", "qqp/train/bert/hidden_loss").values()) == {0}
+    rates = tiny.curve(root / "runs", "lad_bert_qqp", "qqp/train/bert/gate_lr")
+    left = np.prod([1 - 0.01 * rate for rate in rates.values()])
+    assert left < 0.999
+    torch.testing.assert_close(load(run, "gate-1-8")["linear.weight"], gates[1]["linear.weight"] * left)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, own) in golden.RUNS.items() if "pad_loss" not in own])
+def test_a_run_that_samples_all_padding_has_the_golden_losses(golden_root: Path, name: str) -> None:
+    changes = {"experiment": f"{name}-all-drawn", "pad_loss": "sampled", "pad_samples": 16}
+    found = golden.student_losses(golden_root, name, **changes)
+    assert found == pytest.approx(golden.read(name), rel=1e-5)
+
+
+def test_masked_does_not_depend_on_accumulation(root: Path) -> None:
+    tiny.make_qqp(root / "even", train=24)
+    flags = tiny.student_flags(root, data_dir=root / "even", batch_size=8, total_step=3, dropout=0, pad_loss="masked")
+    curves = []
+    for accum_step in (1, 4):
+        name = f"accum{accum_step}"
+        tiny.run_script("run_lad_distil", **flags | {"accum_step": accum_step, "experiment": name, "eps": 1e-2})
+        curves.append(list(tiny.curve(root / "runs", f"{name}_bert_qqp", "qqp/train/bert/loss").values()))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
