@@ -1,0 +1,346 @@
+"""What the benchmarks share: random models, texts as long as QQP's, our training step, and the processes it runs in.
+
+Shapes: B batch, S padded length, D hidden size.
+"""
+
+import gc
+import multiprocessing
+import random
+import statistics
+import tempfile
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fine_tune.data import Batch, Tokens, load
+from fine_tune.distil import Distillation
+from fine_tune.experiment import learner
+from fine_tune.methods.lad import lad
+from fine_tune.models import BertClassifier, empty_encoder, load_tokenizer
+from fine_tune.optim import Guard, Learner
+from fine_tune.tasks import TASKS
+from fine_tune.train import train
+from tests import tiny
+
+PHASES = ("batch", "teacher forward", "student forward", "method and losses", "backward", "clip", "update")
+LOADING = "rows | first time, s | rows/s | peak MiB | from the cache, s | rows/s | peak MiB"
+CORES = multiprocessing.cpu_count()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a teacher of `layers` and a student of `students` layers, of a batch, and how many threads work."""
+
+    layers: int = 12
+    students: int = 6
+    d_model: int = 768
+    heads: int = 12
+    d_ff: int = 3072
+    vocab: int = 30522
+    seq_len: int = 128
+    batch_size: int = 8
+    threads: int = 1
+
+    def flags(self, dropout: float) -> Namespace:
+        """Return the flags of a distillation, as far as a step needs them."""
+        sizes = {"batch_size": self.batch_size, "max_seq_len": self.seq_len, "d_model": self.d_model}
+        sizes |= {"num_hidden_layers": self.students, "dropout": dropout, "lr": 1e-4, "gate_lr": 5e-7}
+        both = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1.0}
+        both |= {"warmup_step": 10, "total_step": 1000}
+        both |= {f"gate_{name}": value for name, value in both.items()}
+        return Namespace(hard_weight=0.3, soft_weight=0.7, softmax_temp=20.0, mu=500.0, **sizes, **both)
+
+    def classifier(self, layers: int, dropout: float) -> BertClassifier:
+        """Return a random classifier, always the same."""
+        sizes = {"vocab_size": self.vocab, "hidden_size": self.d_model, "num_hidden_layers": layers}
+        sizes |= {"num_attention_heads": self.heads, "intermediate_size": self.d_ff}
+        sizes |= {"max_position_embeddings": self.seq_len}
+        sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        torch.manual_seed(layers)
+        return BertClassifier(empty_encoder(sizes), 2, dropout)
+
+    def tokens(self, examples: int = 4096) -> Tokens:
+        """Return random examples as long as QQP's pairs: 29 word pieces in the mean, skewed to the right."""
+        generator = np.random.default_rng(0)
+        lengths = generator.lognormal(np.log(26.2), 0.45, examples).astype(np.int64).clip(8, self.seq_len)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ids = generator.integers(1, self.vocab, offsets[-1], dtype=np.int32)
+        return Tokens(ids, offsets, (lengths // 2).astype(np.int32), generator.integers(0, 2, examples))
+
+    def rows(self, number: int) -> np.ndarray:
+        """Return the examples (B,) of step `number`, the same in whatever is compared."""
+        return np.arange((number - 1) * self.batch_size, number * self.batch_size) % 4096
+
+
+BASE = Shape()
+TINY = Shape(layers=4, students=2, d_model=16, heads=2, d_ff=32, vocab=45, seq_len=32, batch_size=4)
+
+
+# --- floating-point operations ----------------------------------------------------------------------------------------
+
+
+def forward_flops(layers: int, shape: Shape, lengths: np.ndarray) -> float:
+    """Return the floating-point operations of BERT's layers over examples of which `lengths` (B,) are computed.
+
+    Two for each multiply-add: per position 4 D^2 of them (query, key, value, output) and 2 D d_ff; per pair of
+    positions 2 D (scores, mixing). Embeddings, pooler and all that is no matrix product are left out.
+    """
+    per_position = 4 * shape.d_model**2 + 2 * shape.d_model * shape.d_ff
+    return 2.0 * layers * (lengths.sum() * per_position + (lengths**2).sum() * 2 * shape.d_model)
+
+
+def distil_flops(shape: Shape, lengths: np.ndarray) -> float:
+    """Return the operations of a distillation step: the backward pass of student and gates is twice the forward."""
+    gates = 2.0 * (shape.layers - 1) * lengths.sum() * shape.d_model**2
+    return forward_flops(shape.layers, shape, lengths) + 3 * (forward_flops(shape.students, shape, lengths) + gates)
+
+
+# --- our step ---------------------------------------------------------------------------------------------------------
+
+
+Watch = Callable[[str, Callable], Callable]  # watch(phase, function) is the function, with its time taken
+
+
+@dataclass
+class Job:
+    """Something that is measured: `step(number)`, counted from 1, does it once and returns its operations.
+
+    `check()` does step 1; it returns the loss, and all gradients before they are clipped (or logits), by name.
+    """
+
+    step: Callable[[int], float]
+    check: Callable[[], dict[str, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What sets a variant of our distillation step apart.
+
+    `flags` are added to the run's; `batch` makes a batch of the rows (B,) of the tokens; `computed` says how many
+    positions of each example the models compute, given the examples' lengths (B,) and S.
+    """
+
+    flags: dict[str, Any]
+    batch: Callable[[Tokens, np.ndarray, int], Batch]
+    computed: Callable[[np.ndarray, int], np.ndarray]
+
+
+VARIANTS = {
+    "exact": Variant({}, lambda tokens, rows, seq_len: tokens.batch(rows, seq_len), np.full_like),
+}
+
+
+def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
+    """Put random models and LAD together as `distil` does; every variant starts from the same weights."""
+    config = Namespace(**vars(shape.flags(dropout)) | VARIANTS[variant].flags)
+    teacher, student = shape.classifier(shape.layers, dropout), shape.classifier(shape.students, dropout)
+    method = lad(shape.layers, shape.students, shape.seq_len, shape.d_model)
+    return Distillation(teacher, student, method, config, [torch.device("cpu")] * 3)
+
+
+def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
+    """Distil with LAD, in one of VARIANTS."""
+    made, how, tokens = distillation(shape, variant, dropout), VARIANTS[variant], shape.tokens()
+    gates = made.method.gates
+    for name, model in (("teacher", made.teacher), ("student", made.student)):
+        model.forward = watch(f"{name} forward", model.forward)
+
+    def batch(number: int) -> tuple[Batch, float]:
+        rows = shape.rows(number)
+        flops = distil_flops(shape, how.computed(tokens.lengths[rows], shape.seq_len))
+        return how.batch(tokens, rows, shape.seq_len), flops
+
+    parts = {"model": made.student} | {f"gate-{index}": gate for index, gate in gates.items()}
+    gate_learner = learner(made.config, list(gates.values()), "gate_")
+    learners = {"lr": learner(made.config, [made.student]), "gate_lr": gate_learner}
+    return our_training(parts, learners, made.losses_of, batch, watch)
+
+
+def our_training(
+    parts: dict[str, nn.Module],
+    learners: dict[str, Learner],
+    losses_of: Callable,
+    batch: Callable[[int], tuple[Batch, float]],
+    watch: Watch,
+) -> Job:
+    """Train `parts` by the package's own loop; `batch` makes a step's batch and counts its operations."""
+    guard, seen = Guard(learners), {}
+    losses_of, batch = watch("losses", losses_of), watch("batch", batch)
+    for part in parts.values():
+        part.train()
+    for each in learners.values():
+        each.clip, each.step = watch("clip", each.clip), watch("update", each.step)
+
+    def log(step: int, shown: dict, rates: dict) -> None:
+        seen["loss"] = shown["loss"].numpy()
+
+    def step(number: int) -> float:
+        made, flops = batch(number)
+        steps = range(number, number + 1)
+        train(steps, 1, iter([made]), losses_of, learners, guard, log, lambda step, shown: None)
+        return flops
+
+    def check() -> dict[str, np.ndarray]:
+        clip = learners["lr"].clip  # comes first
+
+        def keep() -> torch.Tensor:
+            seen.update(gradients(parts))
+            return clip()
+
+        learners["lr"].clip = keep
+        step(1)
+        return seen
+
+    return Job(step, check)
+
+
+def gradients(parts: dict[str, nn.Module]) -> dict[str, np.ndarray]:
+    """Return a copy of the gradients of named modules, by `<part>.<parameter>`."""
+    named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    return {name: p.grad.numpy().copy() for name, p in named.items()}
+
+
+# --- reading a file ---------------------------------------------------------------------------------------------------
+
+
+def reading(folder: Path, dropout: float, watch: Watch) -> Job:
+    """Load the training file in `folder`, which also holds a vocabulary and the cache."""
+    task, tokenizer = TASKS["qqp"], load_tokenizer(folder / "bert", len(tiny.VOCABULARY), "benchmark")
+    what = (folder / "QQP" / "train.tsv", task, task.splits["train"], tokenizer, BASE.seq_len, folder / "cache")
+    return Job(lambda number: float(len(load(*what))))
+
+
+def loading(rows: int) -> list[str]:
+    """Return a row of LOADING: a file of `rows` rows read for the first time and again, in a process each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, cells = Path(name), [f"{rows:,}"]
+        tiny.make_bert(folder / "bert")
+        (folder / "QQP").mkdir()
+        generator = random.Random(0)
+        words = [round(generator.lognormvariate(2.46, 0.45)) for _ in range(5000)]  # 29 word pieces a pair
+        questions = [" ".join(generator.choices(tiny.WORDS, k=k)) for k in words]
+        with (folder / "QQP" / "train.tsv").open("w") as file:
+            file.write("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n")
+            for i in range(rows):
+                file.write("\t".join([f"{i}\t{i}\t{i}", *generator.choices(questions, k=2), f"{i % 2}\n"]))
+        for _ in ("first time", "from the cache"):
+            with Worker(partial(reading, folder), CORES) as worker:  # the tokenizer takes all cores
+                seconds = worker.ask("step", 1)["seconds"]
+                cells += [f"{seconds:.2f}", f"{rows / seconds:,.0f}", f"{worker.ask('peak'):.0f}"]
+    return cells
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+class Host:
+    """Lives in a worker process: takes the time and memory of one job."""
+
+    def __init__(self, make: Callable[..., Job], threads: int) -> None:
+        # CPU time is blind to what else the machine does, but adds threads up.
+        self.clock = time.process_time if threads == 1 else time.perf_counter
+        self.make, self.job, self.spent = make, None, Counter()
+
+    def watch(self, phase: str, function: Callable) -> Callable:
+        """Return `function` with its seconds added to those of `phase`."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = self.clock()
+            result = function(*args, **kwargs)
+            self.spent[phase] += self.clock() - start
+            return result
+
+        return timed
+
+    def check(self, path: Path) -> None:
+        """Write what the job's check finds without dropout into an .npz file; that job is gone afterwards."""
+        np.savez(path, **self.make(dropout=0.0, watch=self.watch).check())
+
+    def step(self, number: int) -> dict[str, float]:
+        """Do a step with dropout; return its seconds, also by phase, and its operations."""
+        if self.job is None:
+            gc.collect()
+            self.job = self.make(dropout=0.1, watch=self.watch)
+            Path("/proc/self/clear_refs").write_text("5")  # sets the peak back: what counts is the steps
+        self.spent.clear()
+        flops, spent = self.watch("seconds", self.job.step)(number), self.spent
+        spent["method and losses"] = spent["losses"] - spent["teacher forward"] - spent["student forward"]
+        known = spent["batch"] + spent["losses"] + spent["clip"] + spent["update"]
+        return {"flops": flops, "backward": spent["seconds"] - known} | spent
+
+    def peak(self) -> float:
+        """Return the peak memory of the steps in MiB."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+class Worker:
+    """A process of its own, so that its peak memory is its own; `make(dropout=, watch=)` makes its job there."""
+
+    def __init__(self, make: Callable[..., Job], threads: int) -> None:
+        context = multiprocessing.get_context("fork")  # the libraries take seconds to import
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=self.serve, args=(other, make, threads), daemon=True)
+        self.process.start()
+        other.close()  # so that the end of the process is the end of the pipe
+
+    def serve(self, pipe: Any, make: Callable[..., Job], threads: int) -> None:
+        """Answer, in the process, the calls that come through `pipe` until it is closed."""
+        self.pipe.close()
+        torch.set_num_threads(threads)
+        host = Host(make, threads)
+        while True:
+            try:
+                name, args = pipe.recv()
+            except EOFError:
+                return
+            pipe.send(getattr(host, name)(*args))
+
+    def ask(self, name: str, *args: Any) -> Any:
+        """Call a method of the Host; EOFError when the process has died, which says why on stderr."""
+        self.pipe.send((name, args))
+        return self.pipe.recv()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def heading(title: str, shape: Shape) -> None:
+    """Print the title, the machine, and what the models and texts look like; from here on the parent has one thread."""
+    torch.set_num_threads(1)  # a pool of threads does not survive the fork
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown CPU")
+    print(f"# {title}\n\n{cpu}, {CORES} cores; torch {torch.__version__}.")
+    print(f"Random BERTs, {shape.layers} to {shape.students} layers, D {shape.d_model}, d_ff {shape.d_ff}, in fp32;")
+    print(f"{shape.tokens().lengths.mean():.1f} of {shape.seq_len} word pieces per example. One thread: CPU time;")
+    print("more: wall time. Peak memory is the whole process's during the steps, libraries included.\n")
+
+
+def table(head: str, rows: list[list[str]]) -> None:
+    """Print a Markdown table; `head` holds its columns, separated by `|`."""
+    columns = head.split(" | ")
+    for row in [columns, ["---"] * len(columns), *rows]:
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+def milliseconds(seconds: list[float]) -> str:
+    """Return the median in ms."""
+    median = statistics.median(seconds)
+    return f"{median * 1e3:.{1 if median < 1 else 0}f}"

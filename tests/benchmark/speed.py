@@ -1,0 +1,254 @@
+"""What a step costs: plain research code (tests/reference.py) and ours side by side, on the CPU.
+
+`python tests/benchmark/speed.py`; --tiny takes seconds. Whatever is compared runs in processes of their own that take
+turns, step by step, so that what else the machine does hits both alike.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from transformers import BertConfig  # noqa: E402
+
+from fine_tune.data import Batch  # noqa: E402
+from fine_tune.evaluate import predict  # noqa: E402
+from fine_tune.experiment import learner  # noqa: E402
+from fine_tune.losses import label_loss  # noqa: E402
+from fine_tune.models import BertClassifier  # noqa: E402
+from tests import reference  # noqa: E402
+from tests.benchmark import common  # noqa: E402
+from tests.benchmark.common import VARIANTS, Job, Shape, Watch, Worker, distil_flops, forward_flops  # noqa: E402
+
+HEAD = (
+    "variant | step, ms | examples/s | times faster | peak MiB | of plain | loss differs | {what} differ | GFLOP/s | "
+    "of the product's"
+)
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def plain_inputs(batch: Batch) -> reference.MicroBatch:
+    """Return a batch as the library takes it."""
+    return {name: tensor.long() for name, tensor in vars(batch).items() if name != "labels"}, batch.labels
+
+
+def plain_model(model: BertClassifier) -> reference.Classifier:
+    """Return a plain classifier with the sizes and weights of one of ours."""
+    config = BertConfig.from_dict(model.encoder.config.to_dict())
+    plain = reference.Classifier(config, model.linear_layer.out_features, model.dropout.p)
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+def plain_training(shape: Shape, plain: reference.Plain, parts: dict[str, torch.nn.Module], flops: float) -> Job:
+    """Train `parts` by plain code on batches padded to S."""
+    tokens = shape.tokens()
+
+    def micro_batches(number: int) -> list[reference.MicroBatch]:
+        return [plain_inputs(tokens.batch(shape.rows(number), shape.seq_len))]
+
+    def step(number: int) -> float:
+        plain.step(micro_batches(number))
+        return flops
+
+    def check() -> dict[str, np.ndarray]:
+        loss = plain.backward(micro_batches(1))
+        return {"loss": np.array(loss)} | common.gradients(parts)
+
+    return Job(step, check)
+
+
+def plain_distil(shape: Shape, dropout: float, watch: Watch) -> Job:
+    """Distil with LAD, plainly."""
+    ours = common.distillation(shape, "exact", dropout)
+    teacher, student = plain_model(ours.teacher), plain_model(ours.student)
+    gates = [reference.gate(shape.seq_len, shape.d_model, gate.state_dict()) for gate in ours.method.gates.values()]
+    parts = {"model": student} | {f"gate-{index}": gate for index, gate in enumerate(gates, start=1)}
+    plain = reference.PlainLad(teacher, student, gates, vars(ours.config))
+    return plain_training(shape, plain, parts, distil_flops(shape, np.full(shape.batch_size, shape.seq_len)))
+
+
+def plain_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
+    """Fine-tune the teacher, plainly."""
+    model = plain_model(shape.classifier(shape.layers, dropout))
+    flops = 3 * forward_flops(shape.layers, shape, np.full(shape.batch_size, shape.seq_len))
+    plain = reference.PlainTeacher(model, vars(shape.flags(dropout)))
+    return plain_training(shape, plain, {"model": model}, flops)
+
+
+def our_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
+    """Fine-tune the teacher, as fine_tune/teach.py does."""
+    model, tokens = shape.classifier(shape.layers, dropout), shape.tokens()
+
+    def losses_of(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss = label_loss(model(batch)[0], batch.labels)
+        return loss, {"loss": loss}
+
+    def batch(number: int) -> tuple[Batch, float]:
+        made = tokens.batch(shape.rows(number))
+        return made, 3 * forward_flops(shape.layers, shape, np.full(*made.input_ids.shape))
+
+    learners = {"lr": learner(shape.flags(dropout), [model])}
+    return common.our_training({"model": model}, learners, losses_of, batch, watch)
+
+
+def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: Watch) -> Job:
+    """Compute a teacher's logits of many examples: as fine_tune/evaluate.py does, or in their order and padded to S."""
+    model, tokens, size = shape.classifier(shape.layers, dropout), shape.tokens(examples), shape.batch_size
+    starts = np.arange(examples) // size * size
+    longest = np.sort(tokens.lengths)[np.minimum(starts + size, examples) - 1]
+    flops = forward_flops(shape.layers, shape, np.full(examples, shape.seq_len) if plain else longest)
+    model = plain_model(model) if plain else model
+
+    def logits() -> torch.Tensor:
+        if not plain:
+            return torch.from_numpy(predict(model, tokens, size, "evaluation"))
+        chosen = (np.arange(start, min(start + size, examples)) for start in range(0, examples, size))
+        return reference.predict(model, (plain_inputs(tokens.batch(rows, shape.seq_len))[0] for rows in chosen))
+
+    def step(number: int) -> float:
+        logits()
+        return flops
+
+    def check() -> dict[str, np.ndarray]:
+        found = logits()
+        return {"loss": label_loss(found, torch.from_numpy(tokens.labels)).numpy(), "logits": found.numpy()}
+
+    return Job(step, check)
+
+
+def product(shape: Shape, dropout: float, watch: Watch) -> Job:
+    """Multiply (B * S, D) by (D, d_ff) ten times: BERT's widest layer."""
+    positions = shape.batch_size * shape.seq_len
+    left, right = torch.rand(positions, shape.d_model), torch.rand(shape.d_model, shape.d_ff)
+
+    def step(number: int) -> float:
+        for _ in range(10):
+            torch.mm(left, right)
+        return 20.0 * positions * shape.d_model * shape.d_ff
+
+    return Job(step)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def differences(plain: Path, other: Path) -> list[str]:
+    """Return the losses' relative difference in two checks' files, and the largest difference of all else in them.
+
+    The latter is absolute, divided by the largest absolute value of the plain ones.
+    """
+    with np.load(plain) as left, np.load(other) as right:
+        assert set(left.files) == set(right.files), set(left.files) ^ set(right.files)
+        names = [name for name in left.files if name != "loss"]
+        apart = max(np.abs(left[name] - right[name]).max() for name in names)
+        largest = max(np.abs(left[name]).max() for name in names)
+        return [f"{abs(right['loss'] / left['loss'] - 1):.1e}", f"{apart / largest:.1e}"]
+
+
+def rate(steps: list[dict[str, float]]) -> float:
+    """Return the GFLOP/s of several steps together."""
+    return sum(step["flops"] for step in steps) / sum(step["seconds"] for step in steps) / 1e9
+
+
+def compare(
+    shape: Shape, plain: Callable, others: dict[str, Callable], pairs: int, best: float, examples: int, what: str
+) -> dict[str, list[dict[str, float]]]:
+    """Print a table of `plain` against each of `others`, `pairs` steps each in turn; return the steps of the others.
+
+    A step takes `examples` examples; `what` is compared beside the loss; `best` is the matrix product's GFLOP/s.
+    """
+
+    def row(name: str, steps: list[dict[str, float]], *cells: str) -> list[str]:
+        seconds = [step["seconds"] for step in steps]
+        speed = f"{examples / statistics.median(seconds):.1f}"
+        return [name, common.milliseconds(seconds), speed, *cells, f"{rate(steps):.1f}", f"{rate(steps) / best:.0%}"]
+
+    rows, taken, before = [], {}, []
+    with tempfile.TemporaryDirectory() as folder, Worker(plain, shape.threads) as base:
+        base.ask("check", Path(folder, "plain.npz"))
+        base.ask("step", 1)  # warm-up
+        for name, make in others.items():
+            with Worker(make, shape.threads) as worker:
+                worker.ask("check", Path(folder, f"{name}.npz"))
+                worker.ask("step", 1)
+                turns = [(base.ask("step", number), worker.ask("step", number)) for number in range(2, pairs + 2)]
+                peak, peak_before = worker.ask("peak"), base.ask("peak")
+            taken[name] = [after for _, after in turns]
+            before += [first for first, _ in turns]
+            faster = statistics.median(first["seconds"] / after["seconds"] for first, after in turns)
+            apart = differences(Path(folder, "plain.npz"), Path(folder, f"{name}.npz"))
+            rows.append(row(name, taken[name], f"{faster:.2f}", f"{peak:.0f}", f"{peak / peak_before:.2f}", *apart))
+    rows.insert(0, row("plain", before, "1", f"{peak_before:.0f}", "1", "", ""))
+    common.table(HEAD.format(what=what), rows)
+    return taken
+
+
+def phases(taken: dict[str, list[dict[str, float]]]) -> None:
+    """Print where the time of our steps goes."""
+    rows = [
+        [name, *(common.milliseconds([step[phase] for step in steps]) for phase in common.PHASES)]
+        for name, steps in taken.items()
+    ]
+    common.table("ms | " + " | ".join(common.PHASES), rows)
+
+
+def helps(repeat: int) -> None:
+    """Print how long each script takes to answer -h."""
+    rows = []
+    for script in sorted(ROOT.glob("*.py")):
+        seconds = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, script, "-h"], check=True, stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - start)
+        rows.append([script.name, common.milliseconds(seconds)])
+    common.table("script | -h, ms", rows)
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[8, 32], help="batch sizes")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
+    parser.add_argument("--pairs", type=int, default=3, help="timed steps of each, in turn")
+    parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=VARIANTS, help="of our distillation step")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, one batch size, one thread")
+    flags = parser.parse_args()
+    sizes, threads = ([4], [1]) if flags.tiny else (flags.batch_size, flags.threads)
+    base, count = (common.TINY, 32) if flags.tiny else (common.BASE, 256)
+
+    common.heading("Speed", base)
+    for shape in (replace(base, batch_size=size, threads=number) for number in threads for size in sizes):
+        with Worker(partial(product, shape), shape.threads) as worker:
+            best = rate([worker.ask("step", number) for number in range(6)][1:])
+        say = f"Batch {shape.batch_size}, {shape.threads} thread{'s' * (shape.threads > 1)}"
+        print(f"## {say}; fp32 matrix product {best:.0f} GFLOP/s\n\n### Distillation step (LAD)\n")
+        variants = {name: partial(common.our_distil, shape, name) for name in flags.variants}
+        step = {"pairs": flags.pairs, "best": best, "examples": shape.batch_size, "what": "gradients"}
+        phases(compare(shape, partial(plain_distil, shape), variants, **step))
+        print("### Fine-tuning step\n")
+        compare(shape, partial(plain_fine_tune, shape), {"ours": partial(our_fine_tune, shape)}, **step)
+        print(f"### Evaluation of {count} examples\n")
+        plain, ours = (partial(evaluation, shape, count, way) for way in (True, False))
+        compare(shape, plain, {"ours": ours}, **step | {"examples": count, "what": "logits"})
+    print("## Start-up\n")
+    common.table(common.LOADING, [common.loading(2000 if flags.tiny else 20000)])
+    helps(1 if flags.tiny else 3)
+
+
+if __name__ == "__main__":
+    main()
