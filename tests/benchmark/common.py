@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from fine_tune.arithmetic import compile_rows, prepare
 from fine_tune.data import Batch, Tokens, load
 from fine_tune.distil import Distillation
 from fine_tune.experiment import learner
+from fine_tune.layout import Layout
 from fine_tune.methods.lad import lad
 from fine_tune.models import BertClassifier, empty_encoder, load_tokenizer
 from fine_tune.optim import Guard, Learner
@@ -88,20 +90,27 @@ TINY = Shape(layers=4, students=2, d_model=16, heads=2, d_ff=32, vocab=45, seq_l
 # --- floating-point operations ----------------------------------------------------------------------------------------
 
 
-def forward_flops(layers: int, shape: Shape, lengths: np.ndarray) -> float:
-    """Return the floating-point operations of BERT's layers over examples of which `lengths` (B,) are computed.
+def counted(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many rows, and how many real ones, each example of a batch has, (B,) each."""
+    return np.bincount(layout.example), np.bincount(layout.example[layout.real])
 
-    Two for each multiply-add: per position 4 D^2 of them (query, key, value, output) and 2 D d_ff; per pair of
-    positions 2 D (scores, mixing). Embeddings, pooler and all that is no matrix product are left out.
+
+def forward_flops(layers: int, shape: Shape, rows: np.ndarray, keys: np.ndarray) -> float:
+    """Return the floating-point operations of BERT's layers over examples of `rows` (B,) that attend to `keys` (B,).
+
+    Two for each multiply-add: per row 2 D^2 of them (query, output) and 2 D d_ff; per key 2 D^2 (key, value); per pair
+    2 D (scores, mixing). Embeddings, pooler and all that is no matrix product are left out.
     """
-    per_position = 4 * shape.d_model**2 + 2 * shape.d_model * shape.d_ff
-    return 2.0 * layers * (lengths.sum() * per_position + (lengths**2).sum() * 2 * shape.d_model)
+    per_key = 2 * shape.d_model**2
+    per_row = per_key + 2 * shape.d_model * shape.d_ff
+    return 2.0 * layers * (rows.sum() * per_row + keys.sum() * per_key + (rows * keys).sum() * 2 * shape.d_model)
 
 
-def distil_flops(shape: Shape, lengths: np.ndarray) -> float:
+def distil_flops(shape: Shape, rows: np.ndarray, keys: np.ndarray) -> float:
     """Return the operations of a distillation step: the backward pass of student and gates is twice the forward."""
-    gates = 2.0 * (shape.layers - 1) * lengths.sum() * shape.d_model**2
-    return forward_flops(shape.layers, shape, lengths) + 3 * (forward_flops(shape.students, shape, lengths) + gates)
+    gates = 2.0 * (shape.layers - 1) * rows.sum() * shape.d_model**2
+    models = forward_flops(shape.layers, shape, rows, keys) + 3 * forward_flops(shape.students, shape, rows, keys)
+    return models + 3 * gates
 
 
 # --- our step ---------------------------------------------------------------------------------------------------------
@@ -121,43 +130,41 @@ class Job:
     check: Callable[[], dict[str, np.ndarray]] | None = None
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What sets a variant of our distillation step apart.
-
-    `flags` are added to the run's; `batch` makes a batch of the rows (B,) of the tokens; `computed` says how many
-    positions of each example the models compute, given the examples' lengths (B,) and S.
-    """
-
-    flags: dict[str, Any]
-    batch: Callable[[Tokens, np.ndarray, int], Batch]
-    computed: Callable[[np.ndarray, int], np.ndarray]
-
-
-VARIANTS = {
-    "exact": Variant({}, lambda tokens, rows, seq_len: tokens.batch(rows, seq_len), np.full_like),
+VARIANTS: dict[str, dict[str, Any]] = {  # the flags that set a variant of our distillation step apart
+    "exact": {},
+    "masked": {"pad_loss": "masked"},
+    "sampled": {"pad_loss": "sampled"},
+    "exact bf16": {"precision": "bf16"},
+    "masked bf16": {"pad_loss": "masked", "precision": "bf16"},
+    "masked compiled": {"pad_loss": "masked", "compile": True},
 }
+DEFAULTS = {"pad_loss": "all", "pad_samples": 4, "precision": "fp32", "compile": False, "seed": 42}
 
 
 def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
     """Put random models and LAD together as `distil` does; every variant starts from the same weights."""
-    config = Namespace(**vars(shape.flags(dropout)) | VARIANTS[variant].flags)
+    config = Namespace(**vars(shape.flags(dropout)) | DEFAULTS | VARIANTS[variant])
+    places = [torch.device("cpu")] * 3
+    prepare(config, places)
     teacher, student = shape.classifier(shape.layers, dropout), shape.classifier(shape.students, dropout)
+    if config.compile:
+        compile_rows(teacher.encoder)
+        compile_rows(student.encoder)
     method = lad(shape.layers, shape.students, shape.seq_len, shape.d_model)
-    return Distillation(teacher, student, method, config, [torch.device("cpu")] * 3)
+    return Distillation(teacher, student, method, config, places)
 
 
 def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
     """Distil with LAD, in one of VARIANTS."""
-    made, how, tokens = distillation(shape, variant, dropout), VARIANTS[variant], shape.tokens()
+    made, tokens = distillation(shape, variant, dropout), shape.tokens()
     gates = made.method.gates
     for name, model in (("teacher", made.teacher), ("student", made.student)):
         model.forward = watch(f"{name} forward", model.forward)
 
     def batch(number: int) -> tuple[Batch, float]:
         rows = shape.rows(number)
-        flops = distil_flops(shape, how.computed(tokens.lengths[rows], shape.seq_len))
-        return how.batch(tokens, rows, shape.seq_len), flops
+        layout = made.layout(tokens.lengths(rows), rows, number)
+        return tokens.batch(rows, layout), distil_flops(shape, *counted(layout))
 
     parts = {"model": made.student} | {f"gate-{index}": gate for index, gate in gates.items()}
     gate_learner = learner(made.config, list(gates.values()), "gate_")
@@ -328,7 +335,7 @@ def heading(title: str, shape: Shape) -> None:
     cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown CPU")
     print(f"# {title}\n\n{cpu}, {CORES} cores; torch {torch.__version__}.")
     print(f"Random BERTs, {shape.layers} to {shape.students} layers, D {shape.d_model}, d_ff {shape.d_ff}, in fp32;")
-    print(f"{shape.tokens().lengths.mean():.1f} of {shape.seq_len} word pieces per example. One thread: CPU time;")
+    print(f"{shape.tokens().lengths().mean():.1f} of {shape.seq_len} word pieces per example. One thread: CPU time;")
     print("more: wall time. Peak memory is the whole process's during the steps, libraries included.\n")
 
 

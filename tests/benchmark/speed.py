@@ -22,9 +22,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from transformers import BertConfig  # noqa: E402
 
-from fine_tune.data import Batch  # noqa: E402
+from fine_tune.data import Batch, Tokens  # noqa: E402
 from fine_tune.evaluate import predict  # noqa: E402
 from fine_tune.experiment import learner  # noqa: E402
+from fine_tune.layout import full, packed  # noqa: E402
 from fine_tune.losses import label_loss  # noqa: E402
 from fine_tune.models import BertClassifier  # noqa: E402
 from tests import reference  # noqa: E402
@@ -40,9 +41,13 @@ HEAD = (
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def plain_inputs(batch: Batch) -> reference.MicroBatch:
-    """Return a batch as the library takes it."""
-    return {name: tensor.long() for name, tensor in vars(batch).items() if name != "labels"}, batch.labels
+def plain_batch(tokens: Tokens, chosen: np.ndarray, seq_len: int) -> reference.MicroBatch:
+    """Return the examples `chosen` (B,) padded to S, as the library takes them."""
+    lengths = tokens.lengths(chosen)
+    batch, shape = tokens.batch(chosen, full(lengths, seq_len)), (len(chosen), seq_len)
+    mask = torch.arange(seq_len) < torch.from_numpy(lengths)[:, None]
+    ids, types = batch.input_ids.view(shape), batch.token_type_ids.view(shape)
+    return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask.long()}, batch.labels
 
 
 def plain_model(model: BertClassifier) -> reference.Classifier:
@@ -58,7 +63,7 @@ def plain_training(shape: Shape, plain: reference.Plain, parts: dict[str, torch.
     tokens = shape.tokens()
 
     def micro_batches(number: int) -> list[reference.MicroBatch]:
-        return [plain_inputs(tokens.batch(shape.rows(number), shape.seq_len))]
+        return [plain_batch(tokens, shape.rows(number), shape.seq_len)]
 
     def step(number: int) -> float:
         plain.step(micro_batches(number))
@@ -78,13 +83,15 @@ def plain_distil(shape: Shape, dropout: float, watch: Watch) -> Job:
     gates = [reference.gate(shape.seq_len, shape.d_model, gate.state_dict()) for gate in ours.method.gates.values()]
     parts = {"model": student} | {f"gate-{index}": gate for index, gate in enumerate(gates, start=1)}
     plain = reference.PlainLad(teacher, student, gates, vars(ours.config))
-    return plain_training(shape, plain, parts, distil_flops(shape, np.full(shape.batch_size, shape.seq_len)))
+    every = np.full(shape.batch_size, shape.seq_len)
+    return plain_training(shape, plain, parts, distil_flops(shape, every, every))
 
 
 def plain_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
     """Fine-tune the teacher, plainly."""
     model = plain_model(shape.classifier(shape.layers, dropout))
-    flops = 3 * forward_flops(shape.layers, shape, np.full(shape.batch_size, shape.seq_len))
+    every = np.full(shape.batch_size, shape.seq_len)
+    flops = 3 * forward_flops(shape.layers, shape, every, every)
     plain = reference.PlainTeacher(model, vars(shape.flags(dropout)))
     return plain_training(shape, plain, {"model": model}, flops)
 
@@ -94,30 +101,36 @@ def our_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
     model, tokens = shape.classifier(shape.layers, dropout), shape.tokens()
 
     def losses_of(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss = label_loss(model(batch)[0], batch.labels)
+        loss = label_loss(model(batch, cls_only=True)[0], batch.labels)
         return loss, {"loss": loss}
 
     def batch(number: int) -> tuple[Batch, float]:
-        made = tokens.batch(shape.rows(number))
-        return made, 3 * forward_flops(shape.layers, shape, np.full(*made.input_ids.shape))
+        rows = shape.rows(number)
+        lengths = tokens.lengths(rows)
+        return tokens.batch(rows, packed(lengths, shape.seq_len)), 3 * cls_flops(shape, lengths)
 
     learners = {"lr": learner(shape.flags(dropout), [model])}
     return common.our_training({"model": model}, learners, losses_of, batch, watch)
 
 
+def cls_flops(shape: Shape, lengths: np.ndarray) -> float:
+    """Return the operations of a teacher's forward pass of which [CLS] alone is read in the last layer."""
+    lower = forward_flops(shape.layers - 1, shape, lengths, lengths)
+    return lower + forward_flops(1, shape, np.ones_like(lengths), lengths)
+
+
 def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: Watch) -> Job:
     """Compute a teacher's logits of many examples: as fine_tune/evaluate.py does, or in their order and padded to S."""
     model, tokens, size = shape.classifier(shape.layers, dropout), shape.tokens(examples), shape.batch_size
-    starts = np.arange(examples) // size * size
-    longest = np.sort(tokens.lengths)[np.minimum(starts + size, examples) - 1]
-    flops = forward_flops(shape.layers, shape, np.full(examples, shape.seq_len) if plain else longest)
+    every = np.full(examples, shape.seq_len)
+    flops = forward_flops(shape.layers, shape, every, every) if plain else cls_flops(shape, tokens.lengths())
     model = plain_model(model) if plain else model
 
     def logits() -> torch.Tensor:
         if not plain:
             return torch.from_numpy(predict(model, tokens, size, "evaluation"))
         chosen = (np.arange(start, min(start + size, examples)) for start in range(0, examples, size))
-        return reference.predict(model, (plain_inputs(tokens.batch(rows, shape.seq_len))[0] for rows in chosen))
+        return reference.predict(model, (plain_batch(tokens, rows, shape.seq_len)[0] for rows in chosen))
 
     def step(number: int) -> float:
         logits()
