@@ -292,8 +292,11 @@ def evaluation(ckpt: Flag) -> Group:
     return "evaluation", [Flag("batch_size", whole(1), "examples at a time; changes no result", "32"), ckpt]
 
 
-def speed() -> Group:
+def speed(distilling: bool) -> Group:
     """How numbers are computed; all training scripts."""
+    cache = Flag(
+        "cache_teacher", None, "compute the teacher once, keep what it says (alp-kd, lad_cls, or any with --mu 0)"
+    )
     return "speed", [
         Flag(
             "precision",
@@ -302,7 +305,7 @@ def speed() -> Group:
             "fp32",
         ),
         Flag("compile", None, "compile the layers with torch.compile (numbers change by rounding)"),
-    ]
+    ] + [cache] * distilling
 
 
 def places() -> Group:
@@ -324,12 +327,20 @@ def runs() -> Group:
 
 def teaching_groups() -> list[Group]:
     """All groups of run_fine_tune.py."""
-    return [experiment(device="0"), data_split(), teacher_model(), training(), speed(), places(), runs()]
+    return [
+        experiment(device="0"),
+        data_split(),
+        teacher_model(),
+        training(),
+        speed(distilling=False),
+        places(),
+        runs(),
+    ]
 
 
 def distilling_groups() -> list[Group]:
     """The groups that all distillers share."""
-    return [experiment(), training(), teacher_use(), student(), objective(), speed(), places(), runs()]
+    return [experiment(), training(), teacher_use(), student(), objective(), speed(distilling=True), places(), runs()]
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------

@@ -273,6 +273,17 @@ def probe(config: Namespace) -> Iterator[str]:
             yield f"--{flag}: has no meaning with --probing_exp lad_cls; leave it out"
 
 
+@needs("cache_teacher", "mu")
+def teacher_cache(config: Namespace) -> Iterator[str]:
+    """Only what the teacher says of [CLS] is small enough to be kept."""
+    cls_only = "alp-kd" == getattr(config, "alp_exp", "") or "lad_cls" == getattr(config, "probing_exp", "")
+    if config.cache_teacher and config.mu > 0 and not cls_only:
+        yield (
+            "--cache_teacher: this method reads the teacher's state at every position of every layer, megabytes an "
+            "example; it is for --alp_exp alp-kd, --probing_exp lad_cls and --mu 0"
+        )
+
+
 def index_problems(config: Namespace, layers: int) -> Iterator[str]:
     """Yield what is wrong with --gate_indices and --student_indices for a teacher of `layers` layers."""
     if config.probing_exp == "lad_cls" or config.gate_indices is None:
@@ -307,7 +318,7 @@ def listed(numbers: list[int]) -> str:
 
 TRAINING: tuple[Check, ...] = (accumulation, warm_up)
 TEACHER: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_place)
-STUDENT: tuple[Check, ...] = (*TRAINING, heads, teacher_run)
+STUDENT: tuple[Check, ...] = (*TRAINING, heads, teacher_run, teacher_cache)
 GATED: tuple[Check, ...] = (*STUDENT, gate_warm_up)
 PROBING: tuple[Check, ...] = (*GATED, probe)
 EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)

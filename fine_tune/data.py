@@ -116,17 +116,23 @@ def read_label(text: str, task: Task) -> int | float:
 
 @dataclass
 class Batch:
-    """B examples as the R rows of `layout`: ids and segment ids (R,), 0 where a row is padding; labels (B,)."""
+    """B examples as the R rows of `layout`: ids and segment ids (R,), 0 where a row is padding; labels (B,).
+
+    `examples` (B,) are their numbers in the split.
+    """
 
     input_ids: torch.Tensor
     token_type_ids: torch.Tensor
     labels: torch.Tensor
     layout: Layout
+    examples: np.ndarray
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
         tensors = (self.input_ids, self.token_type_ids, self.labels)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.layout.to(device))
+        return Batch(
+            *(tensor.to(device, non_blocking=True) for tensor in tensors), self.layout.to(device), self.examples
+        )
 
 
 @dataclass
@@ -156,7 +162,7 @@ class Tokens:
         ids, types = np.zeros((2, len(layout)), np.int64)
         ids[real] = self.ids[self.offsets[chosen][example] + position]
         types[real] = position >= self.first[chosen][example]
-        return Batch(*map(torch.from_numpy, (ids, types, self.labels[chosen])), layout)
+        return Batch(*map(torch.from_numpy, (ids, types, self.labels[chosen])), layout, chosen)
 
 
 def load(path: Path, task: Task, split: Split, tokenizer: Any, max_seq_len: int, cache: Path) -> Tokens:

@@ -18,27 +18,24 @@ from fine_tune.log import say
 from fine_tune.losses import hidden_loss, label_loss, soft_loss
 from fine_tune.methods import Method
 from fine_tune.tasks import TASKS
+from fine_tune.teacher_cache import CachedTeacher, cached_answers
 from fine_tune.train import Named
 
+Teacher = Callable[[Batch, bool], tuple[torch.Tensor, list[torch.Tensor]]]  # a BertClassifier, or what stands in
 
-class Distillation:
-    """Teacher, student and method, each on its own device, and the losses between them.
 
-    `places` are their devices in this order. The teacher is in eval mode and learns nothing.
-    """
+class Distillation(nn.Module):
+    """Teacher, student and method, each on its own device of `places`, in this order, and the losses between them."""
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, method: Method, config: Namespace, places: list[torch.device]
+        self, teacher: Teacher, student: nn.Module, method: Method, config: Namespace, places: list[torch.device]
     ) -> None:
+        super().__init__()
+        self.teacher, self.student, self.method = teacher, student, method
         self.config, self.places = config, places
-        self.teacher, self.student, self.method = (
-            module.to(place) for module, place in zip((teacher, student, method), places, strict=True)
-        )
-        self.teacher.eval().requires_grad_(False)
-
         self.cls_only = method.cls_only or config.mu == 0  # all that is read of a hidden state is position 0
 
-    def losses_of(self, batch: Batch) -> tuple[torch.Tensor, Named]:
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Named]:
         """Return loss = logits_loss + hidden_loss of a batch, and all three by name with what the method shows."""
         config, (teacher_place, place, _) = self.config, self.places
         with mixed(config.precision, self.places):
@@ -88,31 +85,42 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
     source = f"--teacher_exp {flags.teacher_exp}"
     pretrained = models.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
     tokenizer = models.run_tokenizer(teacher_run, folder, pretrained.config.vocab_size, source)
-    teacher = models.empty_classifier(teacher_run, source)
-    checkpoint.load_weights(teacher, folder / f"model-{flags.tckpt}.pt")
-
-    torch.manual_seed(flags.seed)
-    student = models.new_student(pretrained, flags)
-    method = make_method(flags, pretrained.config.num_hidden_layers)
     task = TASKS[flags.task]
     path = data_file(flags, task.splits[flags.dataset])
     cache = Path(flags.experiment_dir) / "cache"
     tokens = data.load(path, task, task.splits[flags.dataset], tokenizer, flags.max_seq_len, cache)
 
+    def load_teacher() -> models.BertClassifier:
+        teacher = models.empty_classifier(teacher_run, source)
+        checkpoint.load_weights(teacher, folder / f"model-{flags.tckpt}.pt")
+        if flags.compile:
+            compile_rows(teacher.encoder)
+        return teacher.to(places[0]).eval().requires_grad_(False)  # it learns nothing
+
+    teacher_sha256 = sha256(folder / f"model-{flags.tckpt}.pt")
+    if flags.cache_teacher:
+        answers = cached_answers(load_teacher, tokens, flags.mu > 0, flags.precision, teacher_sha256, cache)
+        teacher = CachedTeacher(answers, flags.num_class, flags.d_model)
+    else:
+        teacher = load_teacher()
+
+    torch.manual_seed(flags.seed)
+    student = models.new_student(pretrained, flags).to(places[1])
+    method = make_method(flags, pretrained.config.num_hidden_layers).to(places[2])
+    if flags.compile:
+        compile_rows(student.encoder)
     config = experiment.described(
         flags,
         labels=list(task.labels),
         encoder=models.sizes(student.encoder.config),
         data_sha256=sha256(path),
-        teacher_sha256=sha256(folder / f"model-{flags.tckpt}.pt"),
+        teacher_sha256=teacher_sha256,
     )
-    if config.compile:
-        compile_rows(teacher.encoder), compile_rows(student.encoder)
     distillation = Distillation(teacher, student, method, config, places)
     learners = {"lr": experiment.learner(config, [student])}
     if method.gates:
         learners["gate_lr"] = experiment.learner(config, list(method.gates.values()), "gate_")
     parts = {"model": student} | {f"gate-{index}": gate for index, gate in method.gates.items()}
     tag = f"{config.task}/{config.dataset}/{config.model}"
-    job = experiment.Job(config, parts, learners, distillation.losses_of, tokens, tokenizer, distillation.layout, tag)
+    job = experiment.Job(config, parts, learners, distillation, tokens, tokenizer, distillation.layout, tag)
     experiment.run(job, flags.overwrite)

@@ -24,7 +24,10 @@ from fine_tune.optim import Guard, Learner
 from fine_tune.train import Named, train
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
-FREE = set("device_id tdevice_id gate_device_id compile log_step ckpt_step keep_last data_dir experiment_dir".split())
+FREE = set(
+    "device_id tdevice_id gate_device_id compile cache_teacher".split()
+    + "log_step ckpt_step keep_last data_dir experiment_dir".split()
+)
 FACTS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json, but no flags
 
 

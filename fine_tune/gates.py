@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fine_tune.layout import Layout
+from fine_tune.linear import Linear
 
 
 class Gate(nn.Module):
@@ -18,7 +19,7 @@ class Gate(nn.Module):
 
     def __init__(self, *plane: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(plane[-1], plane[-1])
+        self.linear = Linear(plane[-1], plane[-1])
         nn.init.xavier_uniform_(self.linear.weight)
         self.layernorm = nn.LayerNorm(plane)
 

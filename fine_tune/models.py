@@ -19,6 +19,7 @@ from fine_tune.config import require, student_sizes
 from fine_tune.data import Batch
 from fine_tune.encoder import encode
 from fine_tune.errors import UserError
+from fine_tune.linear import convert
 
 SIZES = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
@@ -47,6 +48,7 @@ class BertClassifier(nn.Module):
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         self.linear_layer = nn.Linear(encoder.config.hidden_size, num_class)
+        convert(self)
         nn.init.normal_(self.linear_layer.weight, std=0.02)
         nn.init.zeros_(self.linear_layer.bias)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from fine_tune import data, experiment, models
 from fine_tune.arithmetic import compile_rows, mixed, prepare
@@ -15,6 +16,26 @@ from fine_tune.layout import Layout, packed
 from fine_tune.losses import label_loss
 from fine_tune.tasks import TASKS
 from fine_tune.train import Named
+
+
+class FineTuning(nn.Module):
+    """A classifier on its device, and the loss between its logits and the labels."""
+
+    def __init__(self, model: models.BertClassifier, config: Namespace, place: torch.device) -> None:
+        super().__init__()
+        self.model, self.config, self.place = model, config, place
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Named]:
+        """Return the loss of a batch, also by name."""
+        batch = batch.to(self.place)
+        with mixed(self.config.precision, [self.place]):
+            logits, _ = self.model(batch, cls_only=True)
+        loss = label_loss(logits, batch.labels)
+        return loss, {"loss": loss}
+
+    def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
+        """Return the rows in which examples of `lengths` (B,) are read: the real ones, since only [CLS] is read."""
+        return packed(lengths, self.config.max_seq_len)
 
 
 def teach(flags: Namespace) -> None:
@@ -33,16 +54,6 @@ def teach(flags: Namespace) -> None:
     cache = Path(flags.experiment_dir) / "cache"
     tokens = data.load(path, task, task.splits[flags.dataset], pretrained.tokenizer, flags.max_seq_len, cache)
 
-    def losses_of(batch: Batch) -> tuple[torch.Tensor, Named]:
-        batch = batch.to(device)
-        with mixed(flags.precision, [device]):
-            logits, _ = model(batch, cls_only=True)
-        loss = label_loss(logits, batch.labels)
-        return loss, {"loss": loss}
-
-    def layout(lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
-        return packed(lengths, config.max_seq_len)  # only [CLS] is read
-
     config = experiment.described(
         flags,
         labels=list(task.labels),
@@ -51,5 +62,6 @@ def teach(flags: Namespace) -> None:
     )
     learners = {"lr": experiment.learner(config, [model])}
     tag = f"{config.task}/{config.dataset}"
-    job = experiment.Job(config, {"model": model}, learners, losses_of, tokens, pretrained.tokenizer, layout, tag)
+    tuning, parts = FineTuning(model, config, device), {"model": model}
+    job = experiment.Job(config, parts, learners, tuning, tokens, pretrained.tokenizer, tuning.layout, tag)
     experiment.run(job, flags.overwrite)

@@ -35,11 +35,11 @@ def teacher_losses(root: Path) -> dict[int, float]:
     return tiny.curve(root / "runs", "teacher_bert_qqp", "qqp/train/loss")
 
 
-def student_losses(root: Path, name: str, **changes: object) -> dict[int, float]:
+def student_losses(root: Path, name: str, *switches: str, **changes: object) -> dict[int, float]:
     """Distil the run `name` of RUNS, with `changes`, from the teacher in `root` and return its losses by step."""
     script, own = RUNS[name]
     flags = {"dropout": 0, "accum_step": 2, "experiment": name} | own | changes
-    tiny.run_script(script, **tiny.student_flags(root, **flags))
+    tiny.run_script(script, *switches, **tiny.student_flags(root, **flags))
     return tiny.curve(root / "runs", f"{flags['experiment']}_bert_qqp", "qqp/train/bert/loss")
 
 

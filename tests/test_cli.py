@@ -77,7 +77,18 @@ RUNS = {"overwrite": False, "keep_last": None}
 SPEED = {"precision": "fp32", "compile": False}
 
 TEACHING = EXPERIMENT | {"device_id": 0} | DATA_SPLIT | TEACHER | TRAINING | SPEED | PLACES | RUNS
-DISTILLING = EXPERIMENT | {"device_id": REQUIRED} | TRAINING | TEACHER_USE | STUDENT | OBJECTIVE | SPEED | PLACES | RUNS
+DISTILLING = (
+    EXPERIMENT
+    | {"device_id": REQUIRED}
+    | TRAINING
+    | TEACHER_USE
+    | STUDENT
+    | OBJECTIVE
+    | SPEED
+    | {"cache_teacher": False}
+    | PLACES
+    | RUNS
+)
 EVALUATING = EXPERIMENT | {"device_id": None} | DATA_SPLIT | {"batch_size": 32} | PLACES
 SCRIPTS = {
     "run_fine_tune.py": TEACHING,

@@ -7,8 +7,8 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors", "interrupt", "files", "tasks", "config", "cli"},  # standard library only
-    {"arithmetic", "layout", "data", "encoder", "models", "gates", "losses", "optim", "checkpoint", "log"},
-    {"methods", "methods.pkd", "methods.lad", "methods.lad_no", "methods.alp", "train", "evaluate"},
+    {"arithmetic", "linear", "layout", "data", "encoder", "models", "gates", "losses", "optim", "checkpoint", "log"},
+    {"methods", "methods.pkd", "methods.lad", "methods.lad_no", "methods.alp", "train", "evaluate", "teacher_cache"},
     {"experiment", "distil", "teach"},
     {"sample"},
 ]
@@ -17,11 +17,11 @@ SAME_FLOOR = {  # what may lean on a neighbour, and on which
     "files": {"errors"},
     "config": {"errors", "files", "tasks"},
     "cli": {"errors", "interrupt", "config", "tasks"},
-    "gates": {"layout"},
+    "gates": {"layout", "linear"},
     "losses": {"layout"},
     "data": {"layout"},
     "encoder": {"data", "layout"},
-    "models": {"arithmetic", "data", "encoder"},
+    "models": {"arithmetic", "data", "encoder", "linear"},
     "checkpoint": {"optim", "log"},
     "methods.pkd": {"methods"},
     "methods.lad": {"methods"},

@@ -151,7 +151,7 @@ def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
         compile_rows(teacher.encoder)
         compile_rows(student.encoder)
     method = lad(shape.layers, shape.students, shape.seq_len, shape.d_model)
-    return Distillation(teacher, student, method, config, places)
+    return Distillation(teacher.eval().requires_grad_(False), student, method, config, places)
 
 
 def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
@@ -169,7 +169,7 @@ def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
     parts = {"model": made.student} | {f"gate-{index}": gate for index, gate in gates.items()}
     gate_learner = learner(made.config, list(gates.values()), "gate_")
     learners = {"lr": learner(made.config, [made.student]), "gate_lr": gate_learner}
-    return our_training(parts, learners, made.losses_of, batch, watch)
+    return our_training(parts, learners, made, batch, watch)
 
 
 def our_training(

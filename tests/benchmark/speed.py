@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,9 +26,10 @@ from transformers import BertConfig  # noqa: E402
 from fine_tune.data import Batch, Tokens  # noqa: E402
 from fine_tune.evaluate import predict  # noqa: E402
 from fine_tune.experiment import learner  # noqa: E402
-from fine_tune.layout import full, packed  # noqa: E402
+from fine_tune.layout import full  # noqa: E402
 from fine_tune.losses import label_loss  # noqa: E402
 from fine_tune.models import BertClassifier  # noqa: E402
+from fine_tune.teach import FineTuning  # noqa: E402
 from tests import reference  # noqa: E402
 from tests.benchmark import common  # noqa: E402
 from tests.benchmark.common import VARIANTS, Job, Shape, Watch, Worker, distil_flops, forward_flops  # noqa: E402
@@ -98,19 +100,16 @@ def plain_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
 
 def our_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
     """Fine-tune the teacher, as fine_tune/teach.py does."""
+    config = Namespace(**vars(shape.flags(dropout)) | common.DEFAULTS)
     model, tokens = shape.classifier(shape.layers, dropout), shape.tokens()
-
-    def losses_of(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss = label_loss(model(batch, cls_only=True)[0], batch.labels)
-        return loss, {"loss": loss}
+    tuning = FineTuning(model, config, torch.device("cpu"))
 
     def batch(number: int) -> tuple[Batch, float]:
         rows = shape.rows(number)
         lengths = tokens.lengths(rows)
-        return tokens.batch(rows, packed(lengths, shape.seq_len)), 3 * cls_flops(shape, lengths)
+        return tokens.batch(rows, tuning.layout(lengths, rows, number)), 3 * cls_flops(shape, lengths)
 
-    learners = {"lr": learner(shape.flags(dropout), [model])}
-    return common.our_training({"model": model}, learners, losses_of, batch, watch)
+    return common.our_training({"model": model}, {"lr": learner(config, [model])}, tuning, batch, watch)
 
 
 def cls_flops(shape: Shape, lengths: np.ndarray) -> float:

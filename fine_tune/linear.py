@@ -1,0 +1,58 @@
+"""Linear layers whose fp32 products oneDNN takes on a CPU with AVX-512.
+
+PyTorch gives fp32 products to its BLAS, Intel's MKL, which leaves AVX-512 unused on other makers' CPUs and is half as
+fast there. oneDNN is part of PyTorch, too. Only the order of summation differs.
+
+Shapes: R rows, D inputs, O outputs.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+ONE_DNN = torch.backends.mkldnn.is_available() and bool(torch.cpu.get_capabilities().get("avx512_f"))
+
+
+class Linear(nn.Linear):
+    """nn.Linear for (R, D) rows."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows W^T + b, (R, O)."""
+        plain = rows.dtype != torch.float32 or torch.is_autocast_enabled(rows.device.type)
+        if not ONE_DNN or plain or rows.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(rows)
+        return Product.apply(rows, self.weight, self.bias)
+
+
+class Product(torch.autograd.Function):
+    """rows W^T + b by oneDNN, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Take (R, D), (O, D) and (O,); return (R, O)."""
+        ctx.save_for_backward(rows, weight)
+        return product(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Take the gradient (R, O) of the result; return those of rows, weight and bias that are needed."""
+        (rows, weight), needed = ctx.saved_tensors, ctx.needs_input_grad
+        gradient = gradient.contiguous()
+        return (
+            product(gradient, weight.t()) if needed[0] else None,
+            product(gradient.t(), rows.t()) if needed[1] else None,
+            gradient.sum(0) if needed[2] else None,
+        )
+
+
+def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return left right^T + bias for (R, D), (O, D) and (O,): the operator that torch.compile uses for this."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+
+
+def convert(module: nn.Module) -> None:
+    """Turn the linear layers of `module` into ours, in place; their parameters and names stay as they are."""
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = Linear

@@ -1,0 +1,83 @@
+"""--precision and --compile: what they change, what they leave, and where they are refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fine_tune import arithmetic, models
+from fine_tune.errors import UserError
+from fine_tune.methods.alp import mix
+from tests import golden, tiny
+
+CPU = torch.device("cpu")
+HAS_BF16 = not arithmetic.lacks("bf16", CPU)
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 arithmetic")
+
+
+@needs_bf16
+@pytest.mark.parametrize("name", golden.RUNS)
+def test_bf16_stays_near_the_golden_losses(golden_root: Path, name: str) -> None:
+    """8 bits of mantissa: the losses move, by about a hundredth; all that is saved is fp32."""
+    found = golden.student_losses(golden_root, name, experiment=f"{name}-bf16", precision="bf16")
+    known = golden.read(name)
+    assert found == pytest.approx(known, rel=0.03)
+    assert found != pytest.approx(known, rel=1e-5)
+    for path in (golden_root / "runs" / f"{name}-bf16_bert_qqp").glob("*-8.pt"):
+        saved = torch.load(path)
+        values = [saved] if path.name.startswith("attn") else saved.values()
+        assert {value.dtype for value in values} == {torch.float32}, path
+
+
+@needs_bf16
+def test_bf16_teacher(root: Path) -> None:
+    for name, precision in (("one", "fp32"), ("two", "bf16")):
+        tiny.run_script("run_fine_tune", **tiny.teacher_flags(root, dropout=0, experiment=name, precision=precision))
+    one, two = (list(tiny.curve(root / "runs", f"{n}_bert_qqp", "qqp/train/loss").values()) for n in ("one", "two"))
+    assert two == pytest.approx(one, rel=0.02)
+    assert two != pytest.approx(one, rel=1e-6)
+
+
+@needs_bf16
+def test_what_bf16_leaves_in_fp32() -> None:
+    """Logits, and ALP's weights and targets, are those of fp32 inputs to the last bit."""
+    teacher, state = torch.randn(5, 3, 8), torch.randn(5, 8)
+    head = models.BertClassifier(models.empty_encoder({"hidden_size": 8, "num_attention_heads": 2}), 2, 0.0)
+    known = mix(teacher, state)
+    with arithmetic.mixed("bf16", [CPU]):
+        assert nn.Linear(8, 2)(state).dtype == torch.bfloat16
+        for found, wanted in zip(mix(teacher, state), known, strict=True):
+            assert torch.equal(found, wanted)
+        with arithmetic.full_precision(CPU):
+            assert head.linear_layer(state).dtype == torch.float32
+
+
+def test_refused_where_the_hardware_lacks_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UserError, match=r"^--precision tf32: is a mode of NVIDIA GPUs, and a device flag names the CPU"
+    ):
+        tiny.run_script("run_lad_distil", **tiny.student_flags(root, precision="tf32"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # a CPU that can do nothing special
+    for script, flags in (("run_lad_distil", tiny.student_flags(root)), ("run_fine_tune", tiny.teacher_flags(root))):
+        with pytest.raises(UserError, match=r"^--precision bf16: this CPU has no bf16 arithmetic .* use fp32"):
+            tiny.run_script(script, **flags | {"precision": "bf16", "experiment": "new"})
+    assert not list((root / "runs").glob("student*"))
+    assert not list((root / "runs").glob("new*"))
+
+
+def test_compile_needs_a_compiler(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(root))
+    with pytest.raises(UserError, match=r"^--compile: needs a C\+\+ compiler"):
+        tiny.run_script("run_lad_distil", "--compile", **tiny.student_flags(root))
+    assert not list((root / "runs").glob("student*"))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_have_the_golden_losses(golden_root: Path) -> None:
+    found = golden.student_losses(golden_root, "lad", "--compile", experiment="lad-compiled")
+    assert found == pytest.approx(golden.read("lad"), rel=1e-5)
+    weights = torch.load(golden_root / "runs" / "lad-compiled_bert_qqp" / "model-8.pt")
+    assert not [name for name in weights if "_orig_mod" in name]
+    assert "encoder.encoder.layer.1.output.dense.weight" in weights

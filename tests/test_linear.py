@@ -1,0 +1,64 @@
+"""Our linear layer against the same products in double precision."""
+
+import pytest
+import torch
+from torch import nn
+
+from fine_tune import linear
+
+
+@pytest.fixture(params=[True, False], ids=["onednn", "blas"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Take each of the two ways; that of oneDNN is the operator's own on any CPU, fast or not."""
+    monkeypatch.setattr(linear, "ONE_DNN", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2), (7, 16, 48), (33, 768, 3072), (130, 3072, 768)])
+def test_result_and_gradients(path: bool, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    original = linear.product
+    monkeypatch.setattr(linear, "product", lambda *args: used.append(1) or original(*args))
+    torch.manual_seed(0)
+    rows, layer = torch.randn(shape[:2], requires_grad=True), linear.Linear(*shape[1:])
+    double = nn.Linear(*shape[1:]).double()
+    double.load_state_dict(layer.state_dict())
+    wide = rows.detach().double().requires_grad_()
+    gradient = torch.randn(shape[0], shape[2])
+    found, known = layer(rows), double(wide)
+    found.backward(gradient)
+    known.backward(gradient.double())
+    for one, other in (
+        (found, known),
+        (rows.grad, wide.grad),
+        (layer.weight.grad, double.weight.grad),
+        (layer.bias.grad, double.bias.grad),
+    ):
+        # fp32 sums of up to 3072 products of size 1
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5 * other.abs().max().item())
+    assert len(used) == 3 * path
+
+
+def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "ONE_DNN", True)
+    used = []
+    original = linear.product
+    monkeypatch.setattr(linear, "product", lambda *args: used.append(1) or original(*args))
+    layer = linear.Linear(4, 3)
+    layer(torch.randn(5, 4)).sum().backward()  # an expanded gradient, and none for the rows
+    assert len(used) == 2
+    torch.testing.assert_close(layer.bias.grad, torch.full((3,), 5.0))
+    with torch.no_grad():
+        assert not layer(torch.randn(5, 4)).requires_grad
+    layer.requires_grad_(False)
+    assert not layer(torch.randn(5, 4)).requires_grad
+
+
+def test_conversion_keeps_names_and_values() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 2)))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    linear.convert(module)
+    assert [type(part).__name__ for part in (module[0], module[1], module[2][0])] == ["Linear", "LayerNorm", "Linear"]
+    assert isinstance(module[0], linear.Linear) and isinstance(module[2][0], linear.Linear)
+    assert list(module.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
