@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fine_tune import ranks
 from fine_tune.errors import UserError
 from fine_tune.files import replacing, sha256
 from fine_tune.log import say
@@ -122,16 +123,26 @@ def prune(folder: Path, keep: int) -> None:
     remove([path for path, step in parts.items() if step not in kept])
 
 
-def save_state(folder: Path, step: int, modules: dict[str, nn.Module], learners: dict[str, Learner]) -> None:
-    """Write all that a resume after `step` needs into one file; data order and learning rates follow from the step."""
+def save_state(
+    folder: Path, step: int, modules: dict[str, nn.Module], learners: dict[str, Learner], streams: list[dict[str, Any]]
+) -> None:
+    """Write all that a resume after `step` needs into one file; data order and learning rates follow from the step.
+
+    `streams` are the `random_streams` of every rank.
+    """
     state = {
         "step": step,
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "optimizers": {name: learner.optimizer.state_dict() for name, learner in learners.items()},
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random": streams,
     }
     save(folder / STATE, state)
+
+
+def random_streams() -> dict[str, Any]:
+    """Return the state of this process's random streams: the CPU's and, by number, those of the GPUs it may use."""
+    gpus = [ranks.LOCAL] if ranks.SIZE > 1 else range(torch.cuda.device_count())
+    return {"cpu": torch.get_rng_state(), "gpus": {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}}
 
 
 def load_state(folder: Path, modules: dict[str, nn.Module], learners: dict[str, Learner]) -> int:
@@ -144,9 +155,11 @@ def load_state(folder: Path, modules: dict[str, nn.Module], learners: dict[str, 
             module.load_state_dict(state["modules"][name])
         for name, learner in learners.items():
             learner.optimizer.load_state_dict(state["optimizers"][name])
-        torch.set_rng_state(state["rng"])
-        for gpu, stream in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):  # devices may be others now
-            torch.cuda.set_rng_state(stream, gpu)
+        streams = state["random"][ranks.RANK]
+        torch.set_rng_state(streams["cpu"])
+        for gpu, stream in streams["gpus"].items():
+            if gpu < torch.cuda.device_count():  # devices may be others now
+                torch.cuda.set_rng_state(stream, gpu)
         return state["step"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder / STATE}: does not fit this run; delete it or start with --overwrite") from error

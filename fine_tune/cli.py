@@ -452,6 +452,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except Stop as stop:
-        print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun starts several of us, and all stop for the same reason
+            print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)
         sys.exit(stop.exit_code)
     sys.exit(0)

@@ -6,7 +6,7 @@ Shapes: n examples, T word pieces in all, B batch, R rows of a batch.
 import hashlib
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,7 +118,7 @@ def read_label(text: str, task: Task) -> int | float:
 class Batch:
     """B examples as the R rows of `layout`: ids and segment ids (R,), 0 where a row is padding; labels (B,).
 
-    `examples` (B,) are their numbers in the split.
+    `examples` (B,) are their numbers in the split; `share` is the part that they are of the micro-batch.
     """
 
     input_ids: torch.Tensor
@@ -126,13 +126,13 @@ class Batch:
     labels: torch.Tensor
     layout: Layout
     examples: np.ndarray
+    share: float = 1.0
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
-        tensors = (self.input_ids, self.token_type_ids, self.labels)
-        return Batch(
-            *(tensor.to(device, non_blocking=True) for tensor in tensors), self.layout.to(device), self.examples
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return replace(self, layout=self.layout.to(device), **moved)
 
 
 @dataclass
@@ -155,14 +155,14 @@ class Tokens:
         """Return the number of tokens of the examples `chosen`, all by default."""
         return self.offsets[1:][chosen] - self.offsets[:-1][chosen]
 
-    def batch(self, chosen: np.ndarray, layout: Layout) -> Batch:
+    def batch(self, chosen: np.ndarray, layout: Layout, share: float = 1.0) -> Batch:
         """Return the examples `chosen` (B,) in the rows of `layout`."""
         real, example, position = (index.numpy() for index in (layout.real, layout.example, layout.position))
         example, position = example[real], position[real]
         ids, types = np.zeros((2, len(layout)), np.int64)
         ids[real] = self.ids[self.offsets[chosen][example] + position]
         types[real] = position >= self.first[chosen][example]
-        return Batch(*map(torch.from_numpy, (ids, types, self.labels[chosen])), layout, chosen)
+        return Batch(*map(torch.from_numpy, (ids, types, self.labels[chosen])), layout, chosen, share)
 
 
 def load(path: Path, task: Task, split: Split, tokenizer: Any, max_seq_len: int, cache: Path) -> Tokens:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fine_tune import checkpoint, data, experiment, models
+from fine_tune import checkpoint, data, experiment, models, ranks
 from fine_tune.arithmetic import compile_rows, mixed, prepare
 from fine_tune.config import data_file, inherit, read_teacher, run_folder
 from fine_tune.data import Batch
@@ -73,7 +73,7 @@ class Distillation(nn.Module):
 def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) -> None:
     """Distil the student that `flags` describe; `make_method` takes them and the number of teacher layers."""
     method_flag = "gate_device_id" if hasattr(flags, "gate_device_id") else "device_id"
-    places = models.devices(flags, "tdevice_id", "device_id", method_flag)
+    places = ranks.devices(flags, "tdevice_id", "device_id", method_flag)
     prepare(flags, places)
     teacher_run = read_teacher(flags)
     flags = inherit(flags, teacher_run)
@@ -88,7 +88,8 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
     task = TASKS[flags.task]
     path = data_file(flags, task.splits[flags.dataset])
     cache = Path(flags.experiment_dir) / "cache"
-    tokens = data.load(path, task, task.splits[flags.dataset], tokenizer, flags.max_seq_len, cache)
+    what = (path, task, task.splits[flags.dataset], tokenizer, flags.max_seq_len, cache)
+    tokens = ranks.first_before_others(lambda: data.load(*what))
 
     def load_teacher() -> models.BertClassifier:
         teacher = models.empty_classifier(teacher_run, source)
@@ -99,7 +100,8 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
 
     teacher_sha256 = sha256(folder / f"model-{flags.tckpt}.pt")
     if flags.cache_teacher:
-        answers = cached_answers(load_teacher, tokens, flags.mu > 0, flags.precision, teacher_sha256, cache)
+        kept = (load_teacher, tokens, flags.mu > 0, flags.precision, teacher_sha256, cache)
+        answers = ranks.first_before_others(lambda: cached_answers(*kept))
         teacher = CachedTeacher(answers, flags.num_class, flags.d_model)
     else:
         teacher = load_teacher()

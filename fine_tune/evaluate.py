@@ -2,6 +2,8 @@
 
 import math
 from argparse import Namespace
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import numpy as np
 import torch
 from scipy import stats
 from sklearn import metrics
+from torch.utils.tensorboard import SummaryWriter
 
-from fine_tune import checkpoint, data, interrupt, models
+from fine_tune import checkpoint, data, interrupt, models, ranks
 from fine_tune.config import data_file, log_folder, read_run, run_folder
 from fine_tune.data import Tokens
 from fine_tune.errors import UserError
@@ -41,16 +44,18 @@ def predict(model: models.BertClassifier, tokens: Tokens, batch_size: int, what:
     """Return the logits (n, C) of all examples in their order; batches hold examples of similar length."""
     model.eval()
     device = model.linear_layer.weight.device
-    logits = np.empty((len(tokens), model.linear_layer.out_features), np.float32)
+    logits = np.zeros((len(tokens), model.linear_layer.out_features), np.float32)
     with progress(len(tokens), 0, "ex") as shown:
         shown.set_description(what)
-        for chosen in data.by_length(tokens.lengths(), batch_size):
-            lengths = tokens.lengths(chosen)
-            batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
-            logits[chosen] = model(batch, cls_only=True)[0].cpu().numpy()
+        for number, chosen in enumerate(data.by_length(tokens.lengths(), batch_size)):
+            if number % ranks.SIZE == ranks.RANK:
+                lengths = tokens.lengths(chosen)
+                batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
+                logits[chosen] = model(batch, cls_only=True)[0].cpu().numpy()
             shown.update(len(chosen))
-            interrupt.poll("what was evaluated before is saved; the same command does the rest")
-    return logits
+            if number % ranks.SIZE == 0 and ranks.interrupted():
+                interrupt.poll("what was evaluated before is saved; the same command does the rest")
+    return ranks.summed(logits)  # each row is one rank's, and zero in the others
 
 
 def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -65,7 +70,7 @@ def open_run(flags: Namespace) -> tuple[Path, models.BertClassifier, Tokens]:
     folder = run_folder(flags, flags.experiment, flags.model)
     saved = read_run("experiment", folder, flags.task)
     place = Namespace(device_id=saved.device_id if flags.device_id is None else flags.device_id)
-    [device] = models.devices(place, "device_id")
+    [device] = ranks.devices(place, "device_id")
     source = f"--experiment {flags.experiment}"
     model = models.empty_classifier(saved, source).to(device)
     tokenizer = models.run_tokenizer(saved, folder, model.encoder.config.vocab_size, source)
@@ -74,8 +79,8 @@ def open_run(flags: Namespace) -> tuple[Path, models.BertClassifier, Tokens]:
         raise UserError(f"{source}: has {saved.num_class} classes, but --task {flags.task} needs {task.num_class}")
     split = task.splits[flags.dataset]
     cache = Path(flags.experiment_dir) / "cache"
-    tokens = data.load(data_file(flags, split), task, split, tokenizer, saved.max_seq_len, cache)
-    return folder, model, tokens
+    what = (data_file(flags, split), task, split, tokenizer, saved.max_seq_len, cache)
+    return folder, model, ranks.first_before_others(lambda: data.load(*what))
 
 
 def evaluate(flags: Namespace) -> None:
@@ -85,18 +90,28 @@ def evaluate(flags: Namespace) -> None:
     if not steps:
         raise UserError(f"--ckpt {flags.ckpt}: {folder} holds no model-<step>.pt from that step on")
     folder, model, tokens = open_run(flags)
-    task = TASKS[flags.task]
     found = []
-    with writer(log_folder(folder)) as board:
+    with ExitStack() as open_files:
+        board = ranks.alone(lambda: open_files.enter_context(writer(log_folder(folder))))
         for step in steps:
             checkpoint.load_weights(model, folder / f"model-{step}.pt")
-            values = scores(task, predict(model, tokens, flags.batch_size, f"step {step}"), tokens.labels)
-            for name, value in values.items():
-                board.add_scalar(f"{flags.task}/{flags.dataset}/{name}", value, step)
-            found.append({"step": step} | values)
-            save_scores(folder / f"eval-{flags.dataset}.json", [found[-1]])
-    print(table(found))
+            logits = predict(model, tokens, flags.batch_size, f"step {step}")
+            found.append(ranks.alone(partial(record, flags, folder, board, step, logits, tokens.labels)))
+    if ranks.first():
+        print(table(found))
     say(f"written: {folder / f'eval-{flags.dataset}.json'}; tensorboard --logdir {log_folder(folder).parent}")
+
+
+def record(
+    flags: Namespace, folder: Path, board: SummaryWriter, step: int, logits: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """Score the logits of checkpoint `step`, and put the scores into tensorboard and beside the checkpoints."""
+    values = scores(TASKS[flags.task], logits, labels)
+    for name, value in values.items():
+        board.add_scalar(f"{flags.task}/{flags.dataset}/{name}", value, step)
+    row = {"step": step} | values
+    save_scores(folder / f"eval-{flags.dataset}.json", [row])
+    return row
 
 
 def best(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -141,10 +156,15 @@ def generate(flags: Namespace) -> None:
     task = TASKS[flags.task]
     logits = predict(model, tokens, flags.batch_size, f"step {flags.ckpt}")
     target = folder / f"{upload_name(task, flags.dataset)}.tsv"
+    ranks.alone(lambda: write_answers(target, answers(task, logits)))
+
+
+def write_answers(target: Path, values: list[str]) -> None:
+    """Write one line per answer, numbered from 0, below a header."""
     with replacing(target) as file:
-        lines = (f"{index}\t{value}\n" for index, value in enumerate(answers(task, logits)))
+        lines = (f"{index}\t{value}\n" for index, value in enumerate(values))
         file.write(("index\tprediction\n" + "".join(lines)).encode())
-    say(f"written: {target} ({len(logits)} predictions)")
+    say(f"written: {target} ({len(values)} predictions)")
 
 
 def upload_name(task: Task, dataset: str) -> str:

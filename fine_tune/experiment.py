@@ -4,6 +4,7 @@ import platform
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from fine_tune import checkpoint, interrupt
+from fine_tune import checkpoint, interrupt, ranks
 from fine_tune.config import log_folder, run_folder
 from fine_tune.data import Batch, Tokens, micro_batches
 from fine_tune.errors import UserError
@@ -28,7 +29,15 @@ FREE = set(
     "device_id tdevice_id gate_device_id compile cache_teacher".split()
     + "log_step ckpt_step keep_last data_dir experiment_dir".split()
 )
-FACTS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json, but no flags
+FACTS = {
+    "kind",
+    "method",
+    "labels",
+    "encoder",
+    "data_sha256",
+    "teacher_sha256",
+    "ranks",
+}  # in config.json, but no flags
 
 
 @dataclass
@@ -64,7 +73,7 @@ def described(flags: Namespace, **facts: Any) -> Namespace:
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
     }
-    return Namespace(**kept, **facts, versions=versions)
+    return Namespace(**kept, **facts, ranks=ranks.SIZE, versions=versions)
 
 
 def settled(flags: Namespace) -> bool:
@@ -115,20 +124,22 @@ def run(job: Job, overwrite: bool) -> None:
     """Train `job` to its last step in its own folder, from the last saved state if there is one."""
     config = job.config
     folder = run_folder(config, config.experiment, config.model)
-    make_folder(folder.parent)
-    with locked(folder):
-        if overwrite and folder.exists():
-            move_aside(folder)
-        make_folder(folder)
-        remove_parts(folder)
-        open_folder(folder, job)
+    with ExitStack() as held:
+        ranks.alone(lambda: open_folder(folder, job, overwrite, held))
+        ranks.own_random_stream(config.seed)
         start = checkpoint.load_state(folder, job.parts, job.learners)
         summary(folder, job, start)
         drive(folder, job, start)
 
 
-def open_folder(folder: Path, job: Job) -> None:
-    """Check the folder's config against the job's, or write it into a new one, with the tokenizer."""
+def open_folder(folder: Path, job: Job, overwrite: bool, held: ExitStack) -> None:
+    """Lock the folder until `held` ends, and check its config against the job's, or write that into a new one."""
+    make_folder(folder.parent)
+    held.enter_context(locked(folder))
+    if overwrite and folder.exists():
+        move_aside(folder)
+    make_folder(folder)
+    remove_parts(folder)
     if (folder / "config.json").is_file():
         compare(folder, job.config)
         saved = read_json(folder / "config.json").get("versions")
@@ -162,7 +173,8 @@ def summary(folder: Path, job: Job, start: int) -> None:
         f"{millions['model']:.1f} M parameters"
         + (f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else "")
     )
-    say(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro})")
+    split = f", split over {ranks.SIZE} processes" if ranks.SIZE > 1 else ""
+    say(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro}{split})")
     disk = (saved + 6) * mebibytes / 1024  # the saved state is three times a checkpoint, and twice there while replaced
     say(f"disk: {saved} checkpoints of {mebibytes:.0f} MiB, {disk:.2f} GiB with the saved state")
     say(f"resuming after step {start}" if start else "starting at step 1: there is no saved state")
@@ -173,36 +185,47 @@ def batches(job: Job, start: int) -> Iterator[Batch]:
     config, before = job.config, start * job.config.accum_step
     size = config.batch_size // config.accum_step
     for number, chosen in enumerate(micro_batches(len(job.tokens), size, config.seed, before), before):
-        layout = job.layout(job.tokens.lengths(chosen), chosen, number // config.accum_step + 1)
-        yield job.tokens.batch(chosen, layout)
+        own, share = ranks.share(chosen)
+        layout = job.layout(job.tokens.lengths(own), own, number // config.accum_step + 1)
+        yield job.tokens.batch(own, layout, share)
 
 
 def drive(folder: Path, job: Job, start: int) -> None:
-    """Run the loop from the step after `start`, then drop what only a resume needs."""
+    """Run the loop from the step after `start` to the end."""
     config = job.config
     guard = Guard(job.learners)
     log = Log(log_folder(folder), job.tag, start, config.total_step, config.log_step, before=guard.check)
 
     def save(step: int, shown: Named) -> None:
         due = step % config.ckpt_step == 0 or step == config.total_step
-        if due or interrupt.received:
+        if ranks.interrupted() or due:
             guard.check()
-            log.flush()
-            if due:
-                vectors = {name: value for name, value in shown.items() if value.ndim}
-                checkpoint.save_parts(folder, step, job.parts, vectors)
-            checkpoint.save_state(folder, step, job.parts, job.learners)  # last: it vouches for all before
-            if due and config.keep_last:
-                checkpoint.prune(folder, config.keep_last)
+            streams = ranks.gathered(checkpoint.random_streams())
+            ranks.alone(lambda: write(step, shown, due, streams))
             interrupt.poll(f"saved after step {step}; the same command goes on from there")
+
+    def write(step: int, shown: Named, due: bool, streams: list[dict[str, Any]]) -> None:
+        log.flush()
+        if due:
+            vectors = {name: value for name, value in shown.items() if value.ndim}
+            checkpoint.save_parts(folder, step, job.parts, vectors)
+        checkpoint.save_state(folder, step, job.parts, job.learners, streams)  # last: it vouches for all before
+        if due and config.keep_last:
+            checkpoint.prune(folder, config.keep_last)
 
     for part in job.parts.values():
         part.train()
     try:
         steps = range(start + 1, config.total_step + 1)
-        train(steps, config.accum_step, batches(job, start), job.losses_of, job.learners, guard, log, save)
+        losses_of = ranks.split(job.losses_of, config.accum_step)
+        train(steps, config.accum_step, batches(job, start), losses_of, job.learners, guard, log, save)
     finally:
         log.close()
+    ranks.alone(lambda: finish(folder, config))
+
+
+def finish(folder: Path, config: Namespace) -> None:
+    """Drop what only a resume needs."""
     if config.keep_last:
         checkpoint.prune(folder, config.keep_last)  # once more: the last time may have been cut short
     checkpoint.remove([folder / checkpoint.STATE])

@@ -9,6 +9,7 @@ from tensorboard.compat.proto import event_pb2
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from fine_tune import ranks
 from fine_tune.files import make_folder, remove_parts, replacing
 
 TRAINING = ".train"  # ends the names of the event files that training writes; evaluation has files of its own
@@ -45,27 +46,31 @@ def records(content: bytes) -> Iterator[tuple[bytes, int]]:
 
 def say(line: str) -> None:
     """Print a line of information where the progress line goes, so that standard output stays for results."""
-    tqdm.write(line, file=sys.stderr)
+    if ranks.first():
+        tqdm.write(line, file=sys.stderr)
 
 
 def progress(total: int, initial: int, what: str) -> tqdm:
     """Return a progress line with rate and time left; in a log file it is written twice a minute."""
     interval = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, initial=initial, unit=what, mininterval=interval, dynamic_ncols=True)
+    return tqdm(
+        total=total, initial=initial, unit=what, mininterval=interval, dynamic_ncols=True, disable=not ranks.first()
+    )
 
 
 class Log:
     """Shows the losses of a run on the progress line, and every `log_step` steps in tensorboard under `prefix`.
 
-    `before` is called before values are read, to raise if they are not worth showing.
+    `before` is called before values are read, to raise if they are not worth showing. Only the first rank shows any.
     """
 
     def __init__(
         self, folder: Path, prefix: str, start: int, total_step: int, log_step: int, before: Callable[[], None]
     ) -> None:
-        forget_after(folder, start)
-        self.before = before
-        self.writer = writer(folder, TRAINING)
+        self.before, self.writer = before, None
+        if ranks.first():
+            forget_after(folder, start)
+            self.writer = writer(folder, TRAINING)
         self.progress = progress(total_step, start, "step")
         self.prefix, self.log_step = prefix, log_step
 
@@ -77,16 +82,18 @@ class Log:
             self.before()
             values = dict(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))
             self.progress.set_description(" ".join(f"{k}: {v:.6f}" for k, v in values.items()), refresh=False)
-            if due:
+            if due and self.writer:
                 for name, value in (values | rates).items():
                     self.writer.add_scalar(f"{self.prefix}/{name}", value, step)
         self.progress.update()
 
     def flush(self) -> None:
         """Put every point of tensorboard on disk: what is lost from memory later is not logged again by a resume."""
-        self.writer.flush()
+        if self.writer:
+            self.writer.flush()
 
     def close(self) -> None:
         """Write what is still in memory."""
         self.progress.close()
-        self.writer.close()
+        if self.writer:
+            self.writer.close()

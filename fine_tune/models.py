@@ -29,17 +29,6 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def devices(config: Namespace, *flags: str) -> list[torch.device]:
-    """Return the device of each flag (-1 = CPU, n = cuda:n); raises UserError naming all flags without their GPU."""
-    gpus = torch.cuda.device_count()
-    numbers = [(flag, getattr(config, flag)) for flag in flags]
-    have = f"this machine has {gpus} GPU{'s' * (gpus != 1)}" + (f", 0 to {gpus - 1}" if gpus else "")
-    wrong = [f"--{flag} {number}: no such GPU" for flag, number in dict(numbers).items() if number >= gpus]
-    if wrong:
-        raise UserError("; ".join(wrong) + f"; {have}; -1 is the CPU")
-    return [torch.device("cpu" if number < 0 else f"cuda:{number}") for _, number in numbers]
-
-
 class BertClassifier(nn.Module):
     """BertModel, dropout on its pooler output, Linear(D, C); head weight N(0, .02), bias 0."""
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fine_tune import data, experiment, models
+from fine_tune import data, experiment, models, ranks
 from fine_tune.arithmetic import compile_rows, mixed, prepare
 from fine_tune.config import data_file
 from fine_tune.data import Batch
@@ -40,7 +40,7 @@ class FineTuning(nn.Module):
 
 def teach(flags: Namespace) -> None:
     """Fine-tune the teacher that `flags` describe."""
-    [device] = models.devices(flags, "device_id")
+    [device] = ranks.devices(flags, "device_id")
     prepare(flags, [device])
     if experiment.settled(flags):
         return
@@ -52,7 +52,8 @@ def teach(flags: Namespace) -> None:
     task = TASKS[flags.task]
     path = data_file(flags, task.splits[flags.dataset])
     cache = Path(flags.experiment_dir) / "cache"
-    tokens = data.load(path, task, task.splits[flags.dataset], pretrained.tokenizer, flags.max_seq_len, cache)
+    what = (path, task, task.splits[flags.dataset], pretrained.tokenizer, flags.max_seq_len, cache)
+    tokens = ranks.first_before_others(lambda: data.load(*what))
 
     config = experiment.described(
         flags,

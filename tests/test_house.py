@@ -7,7 +7,20 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors", "interrupt", "files", "tasks", "config", "cli"},  # standard library only
-    {"arithmetic", "linear", "layout", "data", "encoder", "models", "gates", "losses", "optim", "checkpoint", "log"},
+    {
+        "ranks",
+        "arithmetic",
+        "linear",
+        "layout",
+        "data",
+        "encoder",
+        "models",
+        "gates",
+        "losses",
+        "optim",
+        "checkpoint",
+        "log",
+    },
     {"methods", "methods.pkd", "methods.lad", "methods.lad_no", "methods.alp", "train", "evaluate", "teacher_cache"},
     {"experiment", "distil", "teach"},
     {"sample"},
@@ -22,7 +35,9 @@ SAME_FLOOR = {  # what may lean on a neighbour, and on which
     "data": {"layout"},
     "encoder": {"data", "layout"},
     "models": {"arithmetic", "data", "encoder", "linear"},
-    "checkpoint": {"optim", "log"},
+    "ranks": {"data"},
+    "log": {"ranks"},
+    "checkpoint": {"optim", "log", "ranks"},
     "methods.pkd": {"methods"},
     "methods.lad": {"methods"},
     "methods.lad_no": {"methods"},
