@@ -141,7 +141,7 @@ def save_state(
 
 def random_streams() -> dict[str, Any]:
     """Return the state of this process's random streams: the CPU's and, by number, those of the GPUs it may use."""
-    gpus = [ranks.LOCAL] if ranks.SIZE > 1 else range(torch.cuda.device_count())
+    gpus = [gpu for gpu in range(torch.cuda.device_count()) if ranks.SIZE == 1 or gpu == ranks.LOCAL]
     return {"cpu": torch.get_rng_state(), "gpus": {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}}
 
 

@@ -30,11 +30,14 @@ class Lad(Method):
         super().__init__()
         self.carried, self.plain, self.cls_only = carried, plain or [], cls_only
         self.gates = nn.ModuleDict({str(index): Gate(*plane) for index in range(1, height)})
+        self.top = max(k for _, k in carried)
+        for index in range(self.top, height):  # nobody learns from these
+            self.gates[str(index)].requires_grad_(False)
 
     def forward(self, teacher: list[torch.Tensor], student: list[torch.Tensor], layout: Layout) -> Pairs:
         """Pair each student layer with what it learns."""
         aggregated = [teacher[0]]
-        for gate, above in zip(self.gates.values(), teacher[1:], strict=False):  # `height` may end below the top
+        for gate, above in zip(self.gates.values(), teacher[1 : self.top], strict=False):
             aggregated.append(gate(aggregated[-1], above, layout))
         pairs = [(aggregated[k - 1], student[i - 1]) for i, k in self.carried]
         return pairs + [(teacher[k - 1], student[i - 1]) for i, k in self.plain]

@@ -1,0 +1,177 @@
+"""Two processes under torchrun, on the CPU: the numbers of one process, one writer, resume, evaluation."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import golden, tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(script: str, *switches: str, ranks: int = 2, **flags: object) -> subprocess.Popen:
+    """Start a script under torchrun."""
+    words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, f"{script}.py", *switches, *words]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def run(script: str, *switches: str, **flags: object) -> tuple[int, str, str]:
+    """Run a script under torchrun; return its exit code, standard output and standard error."""
+    process = start(script, *switches, **flags)
+    out, complaint = process.communicate(timeout=300)
+    return process.returncode, out, complaint
+
+
+def losses(root: Path, name: str, kind: str = "bert/loss") -> list[float]:
+    return list(tiny.curve(root / "runs", f"{name}_bert_qqp", f"qqp/train/{kind}").values())
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["lad", "lad_user_defined", "alp-kd-hidden-v2"])
+def test_two_processes_have_the_losses_of_one(golden_root: Path, name: str) -> None:
+    """21 examples in batches of 4, accumulated by 2: an epoch's last micro-batch of one leaves a rank without any."""
+    script, own = golden.RUNS[name]
+    flags = tiny.student_flags(golden_root, **{"dropout": 0, "accum_step": 2, "experiment": f"{name}-two"} | own)
+    code, _, complaint = run(script, **flags)
+    assert code == 0, complaint
+    assert losses(golden_root, f"{name}-two") == pytest.approx(list(golden.read(name).values()), rel=1e-5)
+    one, two = (golden_root / "runs" / f"{run}_bert_qqp" for run in (name, f"{name}-two"))
+    if not one.exists():
+        golden.student_losses(golden_root, name)
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    for path in one.glob("*-8.pt"):
+        found, known = torch.load(two / path.name), torch.load(path)
+        if isinstance(known, torch.Tensor):
+            found, known = {"": found}, {"": known}
+        for key, value in known.items():
+            if key.endswith("key.bias"):  # its gradient is 0 but for rounding, so AdamW makes noise of it
+                continue
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=2e-4)
+    assert complaint.count("done: ") == 1  # one rank speaks
+    assert json.loads((two / "config.json").read_text())["ranks"] == 2
+
+
+def test_a_teacher_of_two_processes(root: Path) -> None:
+    flags = tiny.teacher_flags(root, dropout=0, total_step=6)
+    tiny.run_script("run_fine_tune", **flags | {"experiment": "one"})
+    code, _, complaint = run("run_fine_tune", **flags | {"experiment": "two"})
+    assert code == 0, complaint
+    assert losses(root, "two", "loss") == pytest.approx(losses(root, "one", "loss"), rel=1e-5)
+
+
+def test_every_rank_drops_out_on_its_own(root: Path) -> None:
+    """A batch of one example twice: were the random streams alike, the two would give the loss that one gives."""
+    lines = (root / "data" / "QQP" / "train.tsv").read_text().splitlines()
+    (root / "twin" / "QQP").mkdir(parents=True)
+    (root / "twin" / "QQP" / "train.tsv").write_text("\n".join([lines[0], lines[1], lines[1]]) + "\n")
+    flags = tiny.student_flags(root, data_dir=root / "twin", batch_size=2, total_step=1, warmup_step=1, dropout=0.4)
+    code, _, complaint = run("run_pkd_distill", **flags | {"experiment": "two"})
+    assert code == 0, complaint
+    [both] = losses(root, "two")
+    # One process with each rank's stream, on the one example:
+    import numpy as np
+
+    from fine_tune import ranks
+
+    (root / "twin" / "QQP" / "train.tsv").write_text("\n".join([lines[0], lines[1]]) + "\n")
+    alone = []
+    for rank in (0, 1):
+        original = ranks.own_random_stream
+        try:
+            number = int(np.random.SeedSequence((42, rank)).generate_state(1)[0])
+            ranks.own_random_stream = lambda seed, number=number: torch.manual_seed(number)
+            tiny.run_script("run_pkd_distill", **flags | {"experiment": f"alone{rank}", "batch_size": 1})
+        finally:
+            ranks.own_random_stream = original
+        alone += losses(root, f"alone{rank}")
+    assert alone[0] != pytest.approx(alone[1], rel=1e-4)
+    assert both == pytest.approx(sum(alone) / 2, rel=1e-5)
+
+
+def test_resume_under_the_same_number_of_ranks(root: Path) -> None:
+    """SIGTERM to torchrun, then the same command: bit for bit the undisturbed run. Another number is refused."""
+    flags = tiny.student_flags(root, total_step=400, ckpt_step=400, dropout=0.2, log_step=100, gate_lr=1e-3)
+    code, _, complaint = run("run_lad_distil", **flags | {"experiment": "whole"})
+    assert code == 0, complaint
+    process = start("run_lad_distil", **flags | {"experiment": "cut"})
+    folder = root / "runs" / "cut_bert_qqp"
+    limit = time.monotonic() + 120
+    while not (folder / "config.json").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert (folder / "state.pt").is_file(), complaint
+    assert complaint.count("run_lad_distil.py: stopped: SIGTERM: saved after step") == 1, complaint
+    step = torch.load(folder / "state.pt")["step"]
+    assert 0 < step < 400
+    with pytest.raises(Exception, match="was started with other settings: ranks was 2, now 1"):
+        tiny.run_script("run_lad_distil", **flags | {"experiment": "cut"})
+    code, _, complaint = run("run_lad_distil", **flags | {"experiment": "cut"})
+    assert code == 0, complaint
+    assert f"resuming after step {step}" in complaint
+    for path in (root / "runs" / "whole_bert_qqp").glob("*-400.pt"):
+        whole, cut = load(path), load(folder / path.name)
+        assert all(torch.equal(cut[name], value) for name, value in whole.items()), path.name
+    assert losses(root, "cut") == losses(root, "whole")
+
+
+def test_evaluation_and_prediction_are_split_and_gathered(root: Path) -> None:
+    place = {"experiment": "teacher", "task": "qqp", "data_dir": root / "data", "experiment_dir": root / "runs"}
+    folder = root / "runs" / "teacher_bert_qqp"
+    tiny.run_script("run_fine_tune_eval", dataset="dev", batch_size=3, **place)
+    tiny.run_script("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, **place)
+    known = json.loads((folder / "eval-dev.json").read_text()), (folder / "QQP.tsv").read_text()
+    (folder / "eval-dev.json").unlink(), (folder / "QQP.tsv").unlink()
+    code, out, complaint = run("run_fine_tune_eval", dataset="dev", batch_size=3, **place)
+    assert code == 0, complaint
+    assert out.count("accuracy") == 1  # one table
+    code, _, complaint = run("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, **place)
+    assert code == 0, complaint
+    assert (json.loads((folder / "eval-dev.json").read_text()), (folder / "QQP.tsv").read_text()) == known
+
+
+def test_mistakes_are_said_once(root: Path) -> None:
+    flags = tiny.student_flags(root, gate_lr=1e-3)
+    for changes, expected in (
+        (
+            {"tdevice_id": 0, "gate_device_id": -1},
+            "--tdevice_id 0, --device_id -1, --gate_device_id -1: must agree under",
+        ),
+        ({"device_id": 0}, "torchrun started 2 processes here, but this machine has 0 GPUs"),
+        ({"mu": -1}, "--mu '-1': must be a finite number >= 0"),
+    ):
+        code, _, complaint = run("run_lad_distil", **flags | changes)
+        assert code != 0
+        lines = [line for line in complaint.splitlines() if line.startswith("run_lad_distil.py: error: ")]
+        assert len(lines) == 1, complaint
+        assert expected in lines[0]
+    assert not (root / "runs" / "student_bert_qqp").exists()
+
+
+def test_what_stops_the_first_rank_stops_all(root: Path) -> None:
+    """A file that only the first rank reads first is damaged: no rank waits for it, none writes."""
+    path = root / "data" / "QQP" / "train.tsv"
+    path.write_text(path.read_text() + "broken\n")
+    code, _, complaint = run("run_lad_distil", **tiny.student_flags(root, gate_lr=1e-3))
+    assert code != 0
+    assert complaint.count("train.tsv:23: has 1 columns instead of 6") == 1
+    assert "]: Traceback" not in complaint  # torchrun itself reports every failure with one
+    assert not (root / "runs" / "student_bert_qqp").exists()
