@@ -71,7 +71,7 @@ class Shape:
     def tokens(self, examples: int = 4096) -> Tokens:
         """Return random examples as long as QQP's pairs: 29 word pieces in the mean, skewed to the right."""
         generator = np.random.default_rng(0)
-        lengths = generator.lognormal(np.log(26.2), 0.45, examples).astype(np.int64).clip(8, self.seq_len)
+        lengths = generator.lognormal(np.log(27), 0.45, examples).astype(np.int64).clip(8, self.seq_len)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         ids = generator.integers(1, self.vocab, offsets[-1], dtype=np.int32)
         return Tokens(ids, offsets, (lengths // 2).astype(np.int32), generator.integers(0, 2, examples))
