@@ -177,15 +177,19 @@ def compare(
         speed = f"{examples / statistics.median(seconds):.1f}"
         return [name, common.milliseconds(seconds), speed, *cells, f"{rate(steps):.1f}", f"{rate(steps) / best:.0%}"]
 
-    rows, taken, before = [], {}, []
+    def warm_up(worker: Worker) -> None:
+        for number in range(1, common.WARM_UP + 1):
+            worker.ask("step", number)
+
+    rows, taken, before, timed = [], {}, [], range(common.WARM_UP + 1, common.WARM_UP + 1 + pairs)
     with tempfile.TemporaryDirectory() as folder, Worker(plain, shape.threads) as base:
         base.ask("check", Path(folder, "plain.npz"))
-        base.ask("step", 1)  # warm-up
+        warm_up(base)
         for name, make in others.items():
             with Worker(make, shape.threads) as worker:
                 worker.ask("check", Path(folder, f"{name}.npz"))
-                worker.ask("step", 1)
-                turns = [(base.ask("step", number), worker.ask("step", number)) for number in range(2, pairs + 2)]
+                warm_up(worker)
+                turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
                 peak, peak_before = worker.ask("peak"), base.ask("peak")
             taken[name] = [after for _, after in turns]
             before += [first for first, _ in turns]
