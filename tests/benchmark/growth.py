@@ -1,6 +1,6 @@
 """How cost grows: our distillation step with batch, length and layers, start-up with the rows of the training file.
 
-`python tests/benchmark/growth.py` takes half an hour, with --tiny seconds.
+`python tests/benchmark/growth.py` takes some minutes for each variant, with --tiny seconds.
 """
 
 import argparse
