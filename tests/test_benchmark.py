@@ -28,3 +28,13 @@ def test_speed_compares_what_is_equal() -> None:
         [row] = [row for row in found[f"variant {table}"] if row["variant"] == name]
         assert float(row["loss differs"]) < 1e-5
         assert float(row[f"{what} differ"]) < 1e-5
+
+
+def test_growth_varies_every_factor() -> None:
+    found = tables("tests/benchmark/growth.py", "--steps", "1")
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "batch_size 0": 2,
+        "max_seq_len 0": 2,
+        "layers 0": 1,
+        "rows 0": 2,
+    }

@@ -1,7 +1,7 @@
 """What a step costs: plain research code (tests/reference.py) and ours side by side, on the CPU.
 
-`python tests/benchmark/speed.py`; --tiny takes seconds. Whatever is compared runs in processes of their own that take
-turns, step by step, so that what else the machine does hits both alike.
+`python tests/benchmark/speed.py` takes half an hour, with --tiny seconds. What is compared runs in processes of its own
+that take turns, step by step, so that what else the machine does hits both alike.
 """
 
 import argparse
@@ -189,15 +189,19 @@ def compare(
         speed = f"{examples / statistics.median(seconds):.1f}"
         return [name, common.milliseconds(seconds), speed, *cells, f"{rate(steps):.1f}", f"{rate(steps) / best:.0%}"]
 
-    rows, taken, before = [], {}, []
+    def warm_up(worker: Worker) -> None:
+        for number in range(1, common.WARM_UP + 1):
+            worker.ask("step", number)
+
+    rows, taken, before, timed = [], {}, [], range(common.WARM_UP + 1, common.WARM_UP + 1 + pairs)
     with tempfile.TemporaryDirectory() as folder, Worker(plain, shape.threads) as base:
         base.ask("check", Path(folder, "plain.npz"))
-        base.ask("step", 1)  # warm-up
+        warm_up(base)
         for name, make in others.items():
             with Worker(make, shape.threads) as worker:
                 worker.ask("check", Path(folder, f"{name}.npz"))
-                worker.ask("step", 1)
-                turns = [(base.ask("step", number), worker.ask("step", number)) for number in range(2, pairs + 2)]
+                warm_up(worker)
+                turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
                 peak, peak_before = worker.ask("peak"), base.ask("peak")
             taken[name] = [after for _, after in turns]
             before += [first for first, _ in turns]
@@ -241,7 +245,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, one batch size, one thread")
     flags = parser.parse_args()
     sizes, threads = ([4], [1]) if flags.tiny else (flags.batch_size, flags.threads)
-    base, count = (common.TINY, 32) if flags.tiny else (common.BASE, 256)
+    base, count = (common.TINY, 32) if flags.tiny else (common.BASE, 128)
 
     common.heading("Speed", base)
     for shape in (replace(base, batch_size=size, threads=number) for number in threads for size in sizes):
