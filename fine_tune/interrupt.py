@@ -7,7 +7,8 @@ from types import FrameType
 from fine_tune.errors import Stop
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-received: list[int] = []  # numbers of the signals that came since `listen`
+received: list[int] = []  # numbers of the signals that came since `listen`, here or to another process of the run
+caught: list[int] = []  # those that came here
 
 
 class Interrupted(Stop):
@@ -28,8 +29,9 @@ def listen() -> None:
 
 def note(number: int, _: FrameType | None) -> None:
     """Remember the first signal; leave at once on the second."""
-    if received:
+    if caught:
         os._exit(128 + number)
+    caught.append(number)
     received.append(number)
 
 

@@ -149,7 +149,7 @@ class Split(nn.Module):
 
     def __init__(self, losses_of: nn.Module, accum_step: int) -> None:
         super().__init__()
-        self.parallel = DistributedDataParallel(losses_of, broadcast_buffers=False)
+        self.parallel = DistributedDataParallel(losses_of, forward_sync_buffers=False)
         self.accum_step, self.calls = accum_step, 0
 
     def forward(self, batch: Batch) -> Losses:

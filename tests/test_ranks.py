@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fine_tune import interrupt
 from tests import golden, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,13 @@ def run(script: str, *switches: str, **flags: object) -> tuple[int, str, str]:
     process = start(script, *switches, **flags)
     out, complaint = process.communicate(timeout=300)
     return process.returncode, out, complaint
+
+
+def wait_for(path: Path) -> None:
+    limit = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
 
 
 def losses(root: Path, name: str, kind: str = "bert/loss") -> list[float]:
@@ -110,10 +118,7 @@ def test_resume_under_the_same_number_of_ranks(root: Path) -> None:
     assert code == 0, complaint
     process = start("run_lad_distil", **flags | {"experiment": "cut"})
     folder = root / "runs" / "cut_bert_qqp"
-    limit = time.monotonic() + 120
-    while not (folder / "config.json").exists():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+    wait_for(folder / "config.json")
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     _, complaint = process.communicate(timeout=120)
@@ -131,6 +136,33 @@ def test_resume_under_the_same_number_of_ranks(root: Path) -> None:
         whole, cut = load(path), load(folder / path.name)
         assert all(torch.equal(cut[name], value) for name, value in whole.items()), path.name
     assert losses(root, "cut") == losses(root, "whole")
+
+
+def test_a_signal_to_one_process_stops_all(root: Path) -> None:
+    """Both save and leave in good order, also the one that hears of it from the other and then gets its own."""
+    process = start("run_pkd_distill", **tiny.student_flags(root, total_step=100_000, ckpt_step=100_000))
+    folder = root / "runs" / "student_bert_qqp"
+    wait_for(folder / "config.json")
+    time.sleep(1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    for child in children:
+        os.kill(int(child), signal.SIGTERM)
+        time.sleep(0.05)
+    _, complaint = process.communicate(timeout=120)
+    assert (folder / "state.pt").is_file(), complaint
+    assert complaint.count("run_pkd_distill.py: stopped: SIGTERM: saved after step") == 1, complaint
+
+
+def test_a_signal_heard_of_is_not_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+    monkeypatch.setattr(interrupt, "received", [15])  # another process got it
+    monkeypatch.setattr(interrupt, "caught", [])
+    monkeypatch.setattr(os, "_exit", left.append)
+    interrupt.note(15, None)
+    assert not left
+    interrupt.note(15, None)
+    assert left == [143]
 
 
 def test_evaluation_and_prediction_are_split_and_gathered(root: Path) -> None:
