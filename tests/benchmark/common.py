@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fine_tune import linear
 from fine_tune.arithmetic import compile_rows, prepare
 from fine_tune.data import Batch, Tokens, load
 from fine_tune.distil import Distillation
@@ -133,6 +134,7 @@ class Job:
 
 VARIANTS: dict[str, dict[str, Any]] = {  # the flags that set a variant of our distillation step apart
     "exact": {},
+    "exact, products by BLAS": {"one_dnn": False},
     "masked": {"pad_loss": "masked"},
     "sampled": {"pad_loss": "sampled"},
     "exact bf16": {"precision": "bf16"},
@@ -140,6 +142,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # the flags that set a variant of our d
     "masked compiled": {"pad_loss": "masked", "compile": True},
 }
 DEFAULTS = {"pad_loss": "all", "pad_samples": 4, "precision": "fp32", "compile": False, "seed": 42}
+DEFAULTS["one_dnn"] = linear.ONE_DNN  # no flag: what fine_tune/linear.py finds
 
 
 def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
@@ -147,6 +150,7 @@ def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
     config = Namespace(**vars(shape.flags(dropout)) | DEFAULTS | VARIANTS[variant])
     places = [torch.device("cpu")] * 3
     prepare(config, places)
+    linear.ONE_DNN = config.one_dnn
     teacher, student = shape.classifier(shape.layers, dropout), shape.classifier(shape.students, dropout)
     if config.compile:
         compile_rows(teacher.encoder)
