@@ -273,6 +273,13 @@ def probe(config: Namespace) -> Iterator[str]:
             yield f"--{flag}: has no meaning with --probing_exp lad_cls; leave it out"
 
 
+@needs("task", "type_vocab_size")
+def segments(config: Namespace) -> Iterator[str]:
+    """A pair of texts has two segment ids."""
+    if config.type_vocab_size < 2 and TASKS[config.task].splits["train"].pair is not None:
+        yield f"--type_vocab_size {config.type_vocab_size}: --task {config.task} has pairs of texts, which need 2"
+
+
 @needs("cache_teacher", "mu")
 def teacher_cache(config: Namespace) -> Iterator[str]:
     """Only what the teacher says of [CLS] is small enough to be kept."""
@@ -318,7 +325,7 @@ def listed(numbers: list[int]) -> str:
 
 TRAINING: tuple[Check, ...] = (accumulation, warm_up)
 TEACHER: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_place)
-STUDENT: tuple[Check, ...] = (*TRAINING, heads, teacher_run, teacher_cache)
+STUDENT: tuple[Check, ...] = (*TRAINING, heads, segments, teacher_run, teacher_cache)
 GATED: tuple[Check, ...] = (*STUDENT, gate_warm_up)
 PROBING: tuple[Check, ...] = (*GATED, probe)
 EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)

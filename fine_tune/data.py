@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fine_tune import interrupt
 from fine_tune.errors import UserError
 from fine_tune.files import make_folder, replacing, sha256
-from fine_tune.layout import Layout
+from fine_tune.layout import Layout, moved
 from fine_tune.tasks import Split, Task
 
 CACHE_FORMAT = "1"  # part of the key: raise it whenever the arrays change their meaning
@@ -131,8 +131,8 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        return replace(self, layout=self.layout.to(device), **moved)
+        there = {name: moved(tensor, device) for name, tensor in tensors.items()}
+        return replace(self, layout=self.layout.to(device), **there)
 
 
 @dataclass

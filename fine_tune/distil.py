@@ -39,8 +39,9 @@ class Distillation(nn.Module):
         """Return loss = logits_loss + hidden_loss of a batch, and all three by name with what the method shows."""
         config, (teacher_place, place, _) = self.config, self.places
         with mixed(config.precision, self.places):
+            batch = batch.to(teacher_place)
             with torch.no_grad():
-                teacher_logits, taught = self.teacher(batch.to(teacher_place), self.cls_only)
+                teacher_logits, taught = self.teacher(batch, self.cls_only)
             batch = batch.to(place)
             logits, learned = self.student(batch, self.cls_only)
             hidden = self.hidden_loss(taught, learned, batch.layout.cls if self.cls_only else batch.layout).to(place)
@@ -119,6 +120,8 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
         teacher_sha256=teacher_sha256,
     )
     distillation = Distillation(teacher, student, method, config, places)
+    if distillation.cls_only and config.pad_loss != "all":
+        say(f"--pad_loss {config.pad_loss} has no effect: only [CLS] is read, so padding is never computed")
     learners = {"lr": experiment.learner(config, [student])}
     if method.gates:
         learners["gate_lr"] = experiment.learner(config, list(method.gates.values()), "gate_")

@@ -34,9 +34,11 @@ class Layout:
     most_real: int
 
     def to(self, device: torch.device) -> "Layout":
-        """Return the layout on `device`."""
+        """Return the layout on `device`: itself, with all that it has worked out, if it is there."""
+        if self.first.device == device:
+            return self
         tensors = [field.name for field in fields(self) if field.type is torch.Tensor]
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+        return replace(self, **{name: moved(getattr(self, name), device) for name in tensors})
 
     def __len__(self) -> int:
         return len(self.example)
@@ -112,6 +114,13 @@ class Layout:
         """Return for each row the weighted mean of (R,) values over its own example, (R,)."""
         share = self.weight.to(per_row.dtype) * self.batch  # sums to 1 over an example
         return per_row.new_zeros(self.batch).index_add(0, self.example, share * per_row)[self.example]
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return `tensor` on `device`; a copy to a GPU is taken from pinned memory, so that nothing waits for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def spread(rows: torch.Tensor, slots: torch.Tensor, batch: int, width: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from fine_tune import interrupt
 from fine_tune.arithmetic import mixed
 from fine_tune.data import Batch, Tokens
 from fine_tune.files import make_folder, replacing
-from fine_tune.layout import packed
+from fine_tune.layout import moved, packed
 from fine_tune.log import progress, say
 from fine_tune.models import BertClassifier
 
@@ -37,7 +37,7 @@ class CachedTeacher:
     def __call__(self, batch: Batch, cls_only: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return logits (B, C) and the kept states, L times (B, D) or none, on the device of the batch."""
         assert cls_only
-        found = torch.from_numpy(self.answers[batch.examples]).to(batch.labels.device)
+        found = moved(torch.from_numpy(self.answers[batch.examples]), batch.labels.device)
         logits, states = found[:, : self.num_class], found[:, self.num_class :]
         return logits, list(states.split(self.width, 1)) if states.shape[1] else []
 

@@ -461,6 +461,9 @@ WRONG = [
     ("num_hidden_layers", "0", count(1)),
     ("type_vocab_size", "0", count(1)),
     ("d_emb", "none", count(1)),
+    ("pad_loss", "none", "must be one of all, masked, sampled"),
+    ("pad_samples", "0", count(1)),
+    ("precision", "fp16", "must be one of fp32, tf32, bf16"),
     ("student_init", "last", "must be one of even, first, random"),
     ("student_init", "Even", "must be one of even, first, random"),
     ("embedding_init", "zero", "must be one of pretrained, random"),
@@ -656,6 +659,10 @@ def test_wrong_indices_are_named(desk, flag, value, reason):
         (
             {"type_vocab_size": "4", "student_init": "random"},
             "--type_vocab_size 4: must be the teacher's 2 unless --embedding_init random",
+        ),
+        (
+            {"type_vocab_size": "1", "embedding_init": "random"},
+            "--type_vocab_size 1: --task qqp has pairs of texts, which need 2",
         ),
     ],
 )

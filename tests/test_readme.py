@@ -18,6 +18,7 @@ TASKS = ["qqp", "mnli", "qnli", "sst2", "mrpc", "rte"]
 
 # The shell itself expands variables and loops; every program is replaced by one that says how it was called.
 STUB = "\n".join(f'{name}() {{ printf "%q " {name} "$@"; echo; }}' for name in ("wget", "mv", "unzip", "rm", "bash"))
+STUB += '\nsrun() { "$@"; }; torchrun() { while [[ "$1" != *.py ]]; do shift; done; python "$@"; }'
 STUB += '\npython() { printf "%q " python "$@"; echo; }; python3.8() { python "$@"; }\n'
 
 
