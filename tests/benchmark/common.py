@@ -53,6 +53,12 @@ class Shape:
     seq_len: int = 128
     batch_size: int = 8
     threads: int = 1
+    device_id: int = -1
+
+    @property
+    def place(self) -> torch.device:
+        """The device that --device_id names."""
+        return torch.device("cpu" if self.device_id < 0 else f"cuda:{self.device_id}")
 
     def flags(self, dropout: float) -> Namespace:
         """Return the flags of a distillation, as far as a step needs them."""
@@ -70,7 +76,7 @@ class Shape:
         sizes |= {"max_position_embeddings": self.seq_len}
         sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         torch.manual_seed(layers)
-        return BertClassifier(empty_encoder(sizes), 2, dropout)
+        return BertClassifier(empty_encoder(sizes), 2, dropout).to(self.place)
 
     def tokens(self, examples: int = 4096) -> Tokens:
         """Return random examples as long as QQP's pairs: 29 word pieces in the mean, skewed to the right."""
@@ -141,21 +147,26 @@ VARIANTS: dict[str, dict[str, Any]] = {  # the flags that set a variant of our d
     "masked bf16": {"pad_loss": "masked", "precision": "bf16"},
     "masked compiled": {"pad_loss": "masked", "compile": True},
 }
+ON_GPU: dict[str, dict[str, Any]] = {
+    "exact tf32": {"precision": "tf32"},
+    "masked tf32": {"pad_loss": "masked", "precision": "tf32"},
+    "masked bf16 compiled": {"pad_loss": "masked", "precision": "bf16", "compile": True},
+}
 DEFAULTS = {"pad_loss": "all", "pad_samples": 4, "precision": "fp32", "compile": False, "seed": 42}
 DEFAULTS["one_dnn"] = linear.ONE_DNN  # no flag: what fine_tune/linear.py finds
 
 
 def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
     """Put random models and LAD together as `distil` does; every variant starts from the same weights."""
-    config = Namespace(**vars(shape.flags(dropout)) | DEFAULTS | VARIANTS[variant])
-    places = [torch.device("cpu")] * 3
+    config = Namespace(**vars(shape.flags(dropout)) | DEFAULTS | (VARIANTS | ON_GPU)[variant])
+    places = [shape.place] * 3
     prepare(config, places)
     linear.ONE_DNN = config.one_dnn
     teacher, student = shape.classifier(shape.layers, dropout), shape.classifier(shape.students, dropout)
     if config.compile:
         compile_rows(teacher.encoder)
         compile_rows(student.encoder)
-    method = lad(shape.layers, shape.students, shape.seq_len, shape.d_model)
+    method = lad(shape.layers, shape.students, shape.seq_len, shape.d_model).to(shape.place)
     return Distillation(teacher.eval().requires_grad_(False), student, method, config, places)
 
 
@@ -193,7 +204,7 @@ def our_training(
         each.clip, each.step = watch("clip", each.clip), watch("update", each.step)
 
     def log(step: int, shown: dict, rates: dict) -> None:
-        seen["loss"] = shown["loss"].numpy()
+        seen["loss"] = shown["loss"]
 
     def step(number: int) -> float:
         made, flops = batch(number)
@@ -210,7 +221,7 @@ def our_training(
 
         learners["lr"].clip = keep
         step(1)
-        return seen
+        return seen | {"loss": seen["loss"].cpu().numpy()}
 
     return Job(step, check)
 
@@ -218,7 +229,7 @@ def our_training(
 def gradients(parts: dict[str, nn.Module]) -> dict[str, np.ndarray]:
     """Return a copy of the gradients of named modules, by `<part>.<parameter>`."""
     named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    return {name: p.grad.numpy().copy() for name, p in named.items()}
+    return {name: p.grad.cpu().numpy().copy() for name, p in named.items()}
 
 
 # --- reading a file ---------------------------------------------------------------------------------------------------
@@ -257,13 +268,21 @@ def loading(rows: int) -> list[str]:
 class Host:
     """Lives in a worker process: takes the time and memory of one job."""
 
-    def __init__(self, make: Callable[..., Job], threads: int) -> None:
-        # CPU time is blind to what else the machine does, but adds threads up.
-        self.clock = time.process_time if threads == 1 else time.perf_counter
-        self.make, self.job, self.spent = make, None, Counter()
+    def __init__(self, make: Callable[..., Job], threads: int, gpu: int) -> None:
+        # CPU time is blind to what else the machine does, but adds threads up, and knows nothing of a GPU.
+        self.now = time.process_time if threads == 1 and gpu < 0 else time.perf_counter
+        self.make, self.gpu, self.job, self.spent = make, gpu, None, Counter()
+
+    def clock(self) -> float:
+        """Return the time in seconds, once a GPU has done what it was asked."""
+        if self.gpu >= 0:
+            torch.cuda.synchronize(self.gpu)
+        return self.now()
 
     def watch(self, phase: str, function: Callable) -> Callable:
-        """Return `function` with its seconds added to those of `phase`."""
+        """Return `function` with its seconds added to those of `phase`; a GPU is waited for after whole steps only."""
+        if self.gpu >= 0 and phase != "seconds":
+            return function
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = self.clock()
@@ -283,6 +302,8 @@ class Host:
         if self.job is None:
             self.job = self.make(dropout=0.1, watch=self.watch)
             gc.collect()  # of models that were only there to be copied
+            if self.gpu >= 0:
+                torch.cuda.reset_peak_memory_stats(self.gpu)
             Path("/proc/self/clear_refs").write_text("5")  # sets the peak back: what counts is the steps
         self.spent.clear()
         flops, spent = self.watch("seconds", self.job.step)(number), self.spent
@@ -291,7 +312,9 @@ class Host:
         return {"flops": flops, "backward": spent["seconds"] - known} | spent
 
     def peak(self) -> float:
-        """Return the peak memory of the steps in MiB."""
+        """Return the peak memory of the steps in MiB: the GPU's, or the process's on the CPU."""
+        if self.gpu >= 0:
+            return torch.cuda.max_memory_allocated(self.gpu) / 2**20
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
@@ -299,18 +322,18 @@ class Host:
 class Worker:
     """A process of its own, so that its peak memory is its own; `make(dropout=, watch=)` makes its job there."""
 
-    def __init__(self, make: Callable[..., Job], threads: int) -> None:
+    def __init__(self, make: Callable[..., Job], threads: int, gpu: int = -1) -> None:
         context = multiprocessing.get_context("fork")  # the libraries take seconds to import
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=self.serve, args=(other, make, threads), daemon=True)
+        self.process = context.Process(target=self.serve, args=(other, make, threads, gpu), daemon=True)
         self.process.start()
         other.close()  # so that the end of the process is the end of the pipe
 
-    def serve(self, pipe: Any, make: Callable[..., Job], threads: int) -> None:
+    def serve(self, pipe: Any, make: Callable[..., Job], threads: int, gpu: int) -> None:
         """Answer, in the process, the calls that come through `pipe` until it is closed."""
         self.pipe.close()
         torch.set_num_threads(threads)
-        host = Host(make, threads)
+        host = Host(make, threads, gpu)
         while True:
             try:
                 name, args = pipe.recv()
@@ -341,8 +364,11 @@ def heading(title: str, shape: Shape) -> None:
     cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown CPU")
     print(f"# {title}\n\n{cpu}, {CORES} cores; torch {torch.__version__}.")
     print(f"Random BERTs, {shape.layers} to {shape.students} layers, D {shape.d_model}, d_ff {shape.d_ff}, in fp32;")
-    print(f"{shape.tokens().lengths().mean():.1f} of {shape.seq_len} word pieces per example. One thread: CPU time;")
-    print("more: wall time. Peak memory is the whole process's during the steps, libraries included.\n")
+    print(
+        f"{shape.tokens().lengths().mean():.1f} of {shape.seq_len} word pieces per example. One thread: CPU time; more"
+    )
+    print("threads or a GPU: wall time. Peak memory is that of the steps: the GPU's, or the whole process's, libraries")
+    print("included.\n")
 
 
 def table(head: str, rows: list[list[str]]) -> None:

@@ -32,7 +32,7 @@ from fine_tune.models import BertClassifier  # noqa: E402
 from fine_tune.teach import FineTuning  # noqa: E402
 from tests import reference  # noqa: E402
 from tests.benchmark import common  # noqa: E402
-from tests.benchmark.common import VARIANTS, Job, Shape, Watch, Worker, distil_flops, forward_flops  # noqa: E402
+from tests.benchmark.common import ON_GPU, VARIANTS, Job, Shape, Watch, Worker, distil_flops, forward_flops  # noqa: E402
 
 HEAD = (
     "variant | step, ms | examples/s | times faster | peak MiB | of plain | loss differs | {what} differ | GFLOP/s | "
@@ -43,13 +43,14 @@ HEAD = (
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def plain_batch(tokens: Tokens, chosen: np.ndarray, seq_len: int) -> reference.MicroBatch:
+def plain_batch(tokens: Tokens, chosen: np.ndarray, seq_len: int, place: torch.device) -> reference.MicroBatch:
     """Return the examples `chosen` (B,) padded to S, as the library takes them."""
     lengths = tokens.lengths(chosen)
     batch, shape = tokens.batch(chosen, full(lengths, seq_len)), (len(chosen), seq_len)
     mask = torch.arange(seq_len) < torch.from_numpy(lengths)[:, None]
     ids, types = batch.input_ids.view(shape), batch.token_type_ids.view(shape)
-    return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask.long()}, batch.labels
+    inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask.long()}
+    return {name: tensor.to(place) for name, tensor in inputs.items()}, batch.labels.to(place)
 
 
 def plain_model(model: BertClassifier) -> reference.Classifier:
@@ -57,7 +58,7 @@ def plain_model(model: BertClassifier) -> reference.Classifier:
     config = BertConfig.from_dict(model.encoder.config.to_dict())
     plain = reference.Classifier(config, model.linear_layer.out_features, model.dropout.p)
     plain.load_state_dict(model.state_dict())
-    return plain
+    return plain.to(model.linear_layer.weight.device)
 
 
 def plain_training(shape: Shape, plain: reference.Plain, parts: dict[str, torch.nn.Module], flops: float) -> Job:
@@ -65,7 +66,7 @@ def plain_training(shape: Shape, plain: reference.Plain, parts: dict[str, torch.
     tokens = shape.tokens()
 
     def micro_batches(number: int) -> list[reference.MicroBatch]:
-        return [plain_batch(tokens, shape.rows(number), shape.seq_len)]
+        return [plain_batch(tokens, shape.rows(number), shape.seq_len, shape.place)]
 
     def step(number: int) -> float:
         plain.step(micro_batches(number))
@@ -82,7 +83,10 @@ def plain_distil(shape: Shape, dropout: float, watch: Watch) -> Job:
     """Distil with LAD, plainly."""
     ours = common.distillation(shape, "exact", dropout)
     teacher, student = plain_model(ours.teacher), plain_model(ours.student)
-    gates = [reference.gate(shape.seq_len, shape.d_model, gate.state_dict()) for gate in ours.method.gates.values()]
+    gates = [
+        reference.gate(shape.seq_len, shape.d_model, gate.state_dict()).to(shape.place)
+        for gate in ours.method.gates.values()
+    ]
     parts = {"model": student} | {f"gate-{index}": gate for index, gate in enumerate(gates, start=1)}
     plain = reference.PlainLad(teacher, student, gates, vars(ours.config))
     every = np.full(shape.batch_size, shape.seq_len)
@@ -102,7 +106,7 @@ def our_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
     """Fine-tune the teacher, as fine_tune/teach.py does."""
     config = Namespace(**vars(shape.flags(dropout)) | common.DEFAULTS)
     model, tokens = shape.classifier(shape.layers, dropout), shape.tokens()
-    tuning = FineTuning(model, config, torch.device("cpu"))
+    tuning = FineTuning(model, config, shape.place)
 
     def batch(number: int) -> tuple[Batch, float]:
         rows = shape.rows(number)
@@ -129,7 +133,9 @@ def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: 
         if not plain:
             return torch.from_numpy(predict(model, tokens, size, "evaluation"))
         chosen = (np.arange(start, min(start + size, examples)) for start in range(0, examples, size))
-        return reference.predict(model, (plain_batch(tokens, rows, shape.seq_len)[0] for rows in chosen))
+        return reference.predict(
+            model, (plain_batch(tokens, rows, shape.seq_len, shape.place)[0] for rows in chosen)
+        ).cpu()
 
     def step(number: int) -> float:
         logits()
@@ -145,7 +151,9 @@ def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: 
 def product(shape: Shape, dropout: float, watch: Watch) -> Job:
     """Multiply (B * S, D) by (D, d_ff) ten times: BERT's widest layer."""
     positions = shape.batch_size * shape.seq_len
-    left, right = torch.rand(positions, shape.d_model), torch.rand(shape.d_model, shape.d_ff)
+    left, right = (
+        torch.rand(size, device=shape.place) for size in ((positions, shape.d_model), (shape.d_model, shape.d_ff))
+    )
 
     def step(number: int) -> float:
         for _ in range(10):
@@ -194,11 +202,11 @@ def compare(
             worker.ask("step", number)
 
     rows, taken, before, timed = [], {}, [], range(common.WARM_UP + 1, common.WARM_UP + 1 + pairs)
-    with tempfile.TemporaryDirectory() as folder, Worker(plain, shape.threads) as base:
+    with tempfile.TemporaryDirectory() as folder, Worker(plain, shape.threads, shape.device_id) as base:
         base.ask("check", Path(folder, "plain.npz"))
         warm_up(base)
         for name, make in others.items():
-            with Worker(make, shape.threads) as worker:
+            with Worker(make, shape.threads, shape.device_id) as worker:
                 worker.ask("check", Path(folder, f"{name}.npz"))
                 warm_up(worker)
                 turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
@@ -241,21 +249,31 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, nargs="+", default=[8, 32], help="batch sizes")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
     parser.add_argument("--pairs", type=int, default=3, help="timed steps of each, in turn")
-    parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=VARIANTS, help="of our distillation step")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS | ON_GPU,
+        help="of our distillation step; default: all that the device has",
+    )
+    parser.add_argument("--device_id", type=int, default=-1, help="-1 = CPU, n = cuda:n")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, one batch size, one thread")
     flags = parser.parse_args()
     sizes, threads = ([4], [1]) if flags.tiny else (flags.batch_size, flags.threads)
     base, count = (common.TINY, 32) if flags.tiny else (common.BASE, 128)
+    base = replace(base, device_id=flags.device_id)
+    flags.variants = flags.variants or [*VARIANTS, *(ON_GPU if flags.device_id >= 0 else {})]
 
     common.heading("Speed", base)
     for shape in (replace(base, batch_size=size, threads=number) for number in threads for size in sizes):
-        with Worker(partial(product, shape), shape.threads) as worker:
+        with Worker(partial(product, shape), shape.threads, shape.device_id) as worker:
             best = rate([worker.ask("step", number) for number in range(6)][1:])
         say = f"Batch {shape.batch_size}, {shape.threads} thread{'s' * (shape.threads > 1)}"
         print(f"## {say}; fp32 matrix product {best:.0f} GFLOP/s\n\n### Distillation step (LAD)\n")
         variants = {name: partial(common.our_distil, shape, name) for name in flags.variants}
         step = {"pairs": flags.pairs, "best": best, "examples": shape.batch_size, "what": "gradients"}
-        phases(compare(shape, partial(plain_distil, shape), variants, **step))
+        taken = compare(shape, partial(plain_distil, shape), variants, **step)
+        if shape.device_id < 0:
+            phases(taken)
         print("### Fine-tuning step\n")
         compare(shape, partial(plain_fine_tune, shape), {"ours": partial(our_fine_tune, shape)}, **step)
         print(f"### Evaluation of {count} examples\n")
