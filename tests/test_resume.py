@@ -15,7 +15,9 @@ from fine_tune.errors import NotFinite, UserError
 from fine_tune.optim import Guard, Learner
 from tests import golden, tiny
 
-SCRIPTS = {name: golden.RUNS[name] for name in ("lad", "lad_no", "partial_lad", "alp-kd-hidden-v2", "pkd")}
+SCRIPTS = {
+    name: golden.RUNS[name] for name in ("lad", "lad_no", "partial_lad", "alp-kd-hidden-v2", "pkd", "lad-sampled")
+}
 
 
 def in_child(action: Callable[[], None], *patches: tuple[object, str, object]) -> tuple[int, str]:
