@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,6 +91,7 @@ def choice(*allowed: str) -> Callable[[str], str]:
             raise ValueError(f"must be one of {', '.join(allowed)}")
         return text
 
+    read.shown = "{" + ",".join(allowed) + "}"  # in the help
     return read
 
 
@@ -141,7 +143,7 @@ def experiment(device: Any = REQUIRED, falls_back: str = "") -> Group:
     """Flags that name a run and its device; all eight scripts."""
     return "experiment", [
         Flag("experiment", name, "name of the run"),
-        Flag("task", choice(*TASKS), f"GLUE task: {', '.join(TASKS)}"),
+        Flag("task", choice(*TASKS), "GLUE task"),
         Flag("model", name, "model name, a part of the run's folder", "bert"),
         Flag("device_id", whole(-1), "where the model runs: -1 = CPU, n = cuda:n", device, falls_back),
     ]
@@ -271,7 +273,12 @@ def probing() -> Group:
     """Which probe of LAD, and which layers it pairs."""
     return "probe", [
         Flag("probing_exp", choice("partial_lad", "lad_user_defined", "lad_cls"), "the probe"),
-        Flag("gate_indices", indices, "gates whose knowledge is learned, such as 2,4,6", falls_back="only for lad_cls"),
+        Flag(
+            "gate_indices",
+            indices,
+            "gates whose knowledge is learned, such as 2,4,6",
+            falls_back="none; lad_cls alone does without",
+        ),
         Flag("student_indices", indices, "student layers that learn it, such as 1,2,3", falls_back="1..N"),
     ]
 
@@ -350,7 +357,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """Help in the shape `--lr LR`: the parser takes a value as optional only to report its absence with the rest."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return default_metavar if action.nargs == "?" else super()._format_args(action, default_metavar)
+        shown = default_metavar if action.metavar is None else action.metavar
+        return shown if action.nargs == "?" else super()._format_args(action, default_metavar)
 
 
 class Parser(argparse.ArgumentParser):
@@ -386,7 +394,7 @@ def build(description: str, groups: Sequence[Group], example: str) -> argparse.A
         group = parser.add_argument_group(title)
         for flag in flags:
             line = flag.help_line().replace("%", "%%")
-            shown = flag.name.upper() if flag.read else ""
+            shown = getattr(flag.read, "shown", flag.name.upper()) if flag.read else ""
             group.add_argument(f"--{flag.name}", nargs="?", const=NO_VALUE, metavar=shown, help=line)
     return parser
 
@@ -437,7 +445,11 @@ def parse(
     raw, unknown = build(description, groups, example).parse_known_args(
         attached(sys.argv[1:] if argv is None else argv, groups)
     )
-    problems = [f"{word!r}: is no flag of this script (see -h)" for word in unknown]
+    # What follows an unknown flag is its value.
+    strange = [
+        word for before, word in pairwise(["", *unknown]) if word[:1] == "-" or before[:2] != "--" or "=" in before
+    ]
+    problems = [f"{word!r}: is no flag of this script (see -h)" for word in strange]
     config = Namespace(**vars(read_flags(raw, groups, problems)), **facts)
     for check in checks:
         problems.extend(check(config))

@@ -280,6 +280,13 @@ def segments(config: Namespace) -> Iterator[str]:
         yield f"--type_vocab_size {config.type_vocab_size}: --task {config.task} has pairs of texts, which need 2"
 
 
+@needs("pad_loss", "pad_samples")
+def padding(config: Namespace) -> Iterator[str]:
+    """How much padding is sampled says nothing where none is."""
+    if config.pad_samples != 4 and config.pad_loss != "sampled":
+        yield f"--pad_samples {config.pad_samples}: has no meaning with --pad_loss {config.pad_loss}; leave it out"
+
+
 @needs("cache_teacher", "mu")
 def teacher_cache(config: Namespace) -> Iterator[str]:
     """Only what the teacher says of [CLS] is small enough to be kept."""
@@ -325,7 +332,7 @@ def listed(numbers: list[int]) -> str:
 
 TRAINING: tuple[Check, ...] = (accumulation, warm_up)
 TEACHER: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_place)
-STUDENT: tuple[Check, ...] = (*TRAINING, heads, segments, teacher_run, teacher_cache)
+STUDENT: tuple[Check, ...] = (*TRAINING, heads, segments, padding, teacher_run, teacher_cache)
 GATED: tuple[Check, ...] = (*STUDENT, gate_warm_up)
 PROBING: tuple[Check, ...] = (*GATED, probe)
 EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)

@@ -26,7 +26,7 @@ from fine_tune.train import Named, train
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
 FREE = set(
-    "device_id tdevice_id gate_device_id compile cache_teacher".split()
+    "device_id tdevice_id gate_device_id cache_teacher".split()
     + "log_step ckpt_step keep_last data_dir experiment_dir".split()
 )
 FACTS = {
@@ -99,7 +99,12 @@ def compare(folder: Path, config: Namespace) -> None:
             f"--experiment {config.experiment}: {folder} was trained by other code, which cannot be resumed; "
             "use another name, or --overwrite to start afresh"
         )
-    now = {name: value for name, value in vars(config).items() if name not in FREE | {"versions"}}
+    if saved.get("ranks", 1) != getattr(config, "ranks", saved.get("ranks", 1)):  # flags alone do not say
+        raise UserError(
+            f"--experiment {config.experiment}: {folder} was started with {saved.get('ranks', 1)} processes, now there "
+            f"are {config.ranks}; go on with as many as before (torchrun --nproc_per_node), or use another name"
+        )
+    now = {name: value for name, value in vars(config).items() if name not in FREE | {"ranks", "versions"}}
     shared = [name for name in now if name in saved and saved[name] != now[name]]
     changed = [f"{'' if name in FACTS else '--'}{name} was {saved[name]}, now {now[name]}" for name in shared]
     if changed:
@@ -177,7 +182,7 @@ def summary(folder: Path, job: Job, start: int) -> None:
     say(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro}{split})")
     disk = (saved + 6) * mebibytes / 1024  # the saved state is three times a checkpoint, and twice there while replaced
     say(f"disk: {saved} checkpoints of {mebibytes:.0f} MiB, {disk:.2f} GiB with the saved state")
-    say(f"resuming after step {start}" if start else "starting at step 1: there is no saved state")
+    say(f"resuming after step {start}" if start else "starting at step 1")
 
 
 def batches(job: Job, start: int) -> Iterator[Batch]:

@@ -54,7 +54,9 @@ def cached_answers(
     parts = (FORMAT, identity, content.hexdigest(), str(states), precision)
     path = cache / f"teacher-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.npy"
     answers = read(path)
-    if answers is None:
+    if answers is not None:
+        say(f"the teacher's answers: read from {path}")
+    else:
         make_folder(cache)
         write(path, load(), tokens, states, precision)
         answers = np.load(path, mmap_mode="r")

@@ -248,8 +248,10 @@ def test_help(script, tmp_path):
     assert done.returncode == 0
     flags = {"help": None} | SCRIPTS[script]
     text = re.sub(r"\n {20,}", "  ", done.stdout)  # a meaning that begins below its flag
-    lines = dict(re.findall(r"^  (?:-h, )?--(\w+)(?: [A-Z_0-9]+)?  +(\S.*)$", text, re.MULTILINE))
+    lines = dict(re.findall(r"^  (?:-h, )?--(\w+)(?: [A-Z_0-9]+| \{[a-z0-9_,-]+\})?  +(\S.*)$", text, re.MULTILINE))
     assert set(lines) == set(flags)
+    assert re.search(r"--task \{qqp,mnli,.*\}", text)
+    assert not re.search(r"--(overwrite|compile|cache_teacher) [A-Z]", text)  # a switch takes no value
     for flag, default in SCRIPTS[script].items():
         if default is REQUIRED:
             assert lines[flag].endswith("(required)"), flag
@@ -571,6 +573,14 @@ def test_a_word_that_is_no_flag_is_named(desk, word):
     assert complaint(lad, [*desk.distilling(), word]) == f"{word!r}: is no flag of this script (see -h)"
 
 
+def test_the_value_of_a_strange_flag_is_not_strange_too(desk):
+    desk.run()
+    words = ["--bogus", "3", "--other=1", "stray", "-x", "loose"]
+    reported = ["--bogus", "--other=1", "stray", "-x", "loose"]
+    expected = "; ".join(f"{word!r}: is no flag of this script (see -h)" for word in reported)
+    assert complaint(lad, [*desk.distilling(), *words]) == expected
+
+
 @pytest.mark.parametrize("word", ["--overwrite=yes", "--help=lr", "-help"])
 def test_a_value_for_a_switch_is_a_line_too(desk, word, capfd):
     """argparse has its own way of refusing these: several lines, at once, and nothing about the other problems."""
@@ -663,6 +673,10 @@ def test_wrong_indices_are_named(desk, flag, value, reason):
         (
             {"type_vocab_size": "1", "embedding_init": "random"},
             "--type_vocab_size 1: --task qqp has pairs of texts, which need 2",
+        ),
+        (
+            {"pad_samples": "2", "pad_loss": "masked"},
+            "--pad_samples 2: has no meaning with --pad_loss masked; leave it out",
         ),
     ],
 )
