@@ -464,7 +464,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except Stop as stop:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun starts several of us, and all stop for the same reason
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # then there are several of us, with the same reason
+        if not under_torchrun or os.environ.get("LOCAL_RANK") == "0":
             print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)
         sys.exit(stop.exit_code)
     sys.exit(0)

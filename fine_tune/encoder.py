@@ -28,12 +28,11 @@ def encode(bert: BertModel, batch: Batch, cls_only: bool) -> tuple[torch.Tensor,
         states_RD = transform(layer, states_RD, layout, states_RD, layout)
         hiddens.append(states_RD[layout.first] if cls_only else states_RD)
     if cls_only:
-        cls_BD = transform(last, states_RD[layout.first], layout.cls, states_RD, layout)
-        hiddens.append(cls_BD)
+        cls_BD = top_RD = transform(last, states_RD[layout.first], layout.cls, states_RD, layout)
     else:
-        hiddens.append(transform(last, states_RD, layout, states_RD, layout))
-        cls_BD = hiddens[-1][layout.first]
-    return bert.pooler.activation(bert.pooler.dense(cls_BD)), hiddens
+        top_RD = transform(last, states_RD, layout, states_RD, layout)
+        cls_BD = top_RD[layout.first]
+    return bert.pooler.activation(bert.pooler.dense(cls_BD)), [*hiddens, top_RD]
 
 
 def embed(embeddings: nn.Module, batch: Batch) -> torch.Tensor:

@@ -22,10 +22,11 @@ from fine_tune import interrupt
 from fine_tune.data import Batch
 from fine_tune.errors import Stop, UserError
 
-RANK = int(os.environ.get("RANK", 0))
-SIZE = int(os.environ.get("WORLD_SIZE", 1))
-LOCAL = int(os.environ.get("LOCAL_RANK", 0))  # on this machine
-LOCAL_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+SAID = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}  # by torchrun: clusters set such names, too
+RANK = int(SAID.get("RANK", 0))
+SIZE = int(SAID.get("WORLD_SIZE", 1))
+LOCAL = int(SAID.get("LOCAL_RANK", 0))  # on this machine
+LOCAL_SIZE = int(SAID.get("LOCAL_WORLD_SIZE", 1))
 PATIENCE = timedelta(days=1)  # the first rank may have a large file to tokenise; torchrun ends all if one dies
 
 Result = TypeVar("Result")

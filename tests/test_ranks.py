@@ -198,6 +198,18 @@ def test_mistakes_are_said_once(root: Path) -> None:
     assert not (root / "runs" / "student_bert_qqp").exists()
 
 
+def test_names_that_a_cluster_sets_mean_nothing_without_torchrun(root: Path) -> None:
+    words = [f"--{flag}={value}" for flag, value in tiny.student_flags(root, total_step=1, mu=-1).items()]
+    environment = os.environ | {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3"}
+    command = [sys.executable, "run_pkd_distill.py", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stderr == "run_pkd_distill.py: error: --mu '-1': must be a finite number >= 0\n"
+    command = [word if word != "--mu=-1" else "--mu=1" for word in command]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "done: " in done.stderr
+
+
 def test_what_stops_the_first_rank_stops_all(root: Path) -> None:
     """A file that only the first rank reads first is damaged: no rank waits for it, none writes."""
     path = root / "data" / "QQP" / "train.tsv"
