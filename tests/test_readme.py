@@ -121,3 +121,7 @@ def test_task_scripts_carry_the_authors_numbers(row: str) -> None:
     assert student.tckpt == teacher.total_step
     for words in SHELL[task]:
         parsed(words)
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.search(r"@@|TODO|FIXME|XXX", (ROOT / "README.md").read_text())
