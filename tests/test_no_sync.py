@@ -1,0 +1,59 @@
+"""A training step reads no value, so it never waits for a GPU: it runs on tensors that have a shape and nothing else."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from fine_tune import linear
+from fine_tune.data import Batch
+from fine_tune.optim import Guard, Learner
+from fine_tune.train import train
+from tests.test_pad_loss import METHODS, distillation, make_tokens
+
+
+def without_values(batch: Batch, mode: FakeTensorMode) -> Batch:
+    """Return a batch of the same shapes without values."""
+
+    def hollow(thing: object) -> dict[str, torch.Tensor]:
+        return {f.name: mode.from_tensor(getattr(thing, f.name)) for f in fields(thing) if f.type is torch.Tensor}
+
+    return replace(batch, layout=replace(batch.layout, **hollow(batch.layout)), **hollow(batch))
+
+
+def step(name: str, pad_loss: str, mu: float, read: bool = False) -> None:
+    """Do two steps of a method without values; with `read` look at one."""
+    tokens, chosen = make_tokens(), np.arange(4)
+    batch = tokens.batch(chosen, distillation(name, pad_loss, mu=mu).layout(tokens.lengths(chosen), chosen, 1))
+    with FakeTensorMode() as mode:
+        hollow, what = without_values(batch, mode), distillation(name, pad_loss, mu=mu)
+        what.student.train()
+        flags = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1}
+        flags |= {"warmup_step": 1, "total_step": 100}
+        learners = {"lr": Learner([what.student], **flags)}
+        if what.method.gates:
+            learners["gate_lr"] = Learner(list(what.method.gates.values()), **flags)
+
+        def look(step: int, shown: dict[str, torch.Tensor], *rest: object) -> None:
+            if read:
+                shown["loss"].item()
+
+        train(range(1, 3), 1, iter([hollow] * 2), what, learners, Guard(learners), look, look)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "ONE_DNN", False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("pad_loss", "mu"), [("all", 9), ("masked", 9), ("sampled", 9), ("all", 0)])
+def test_a_step_reads_no_value(name: str, pad_loss: str, mu: float) -> None:
+    step(name, pad_loss, mu)
+
+
+def test_one_that_reads_is_found() -> None:
+    with pytest.raises(DataDependentOutputException):
+        step("lad", "all", 9, read=True)
