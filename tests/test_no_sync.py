@@ -1,4 +1,4 @@
-"""A training step reads no value, so it never waits for a GPU: it runs on tensors that have a shape and nothing else."""
+"""A training step reads no value, so it never waits for a GPU: it runs on tensors with a shape and nothing else."""
 
 from dataclasses import fields, replace
 
