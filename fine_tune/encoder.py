@@ -26,12 +26,12 @@ def encode(bert: BertModel, batch: Batch, cls_only: bool) -> tuple[torch.Tensor,
     *lower, last = bert.encoder.layer
     for layer in lower:
         states_RD = transform(layer, states_RD, layout, states_RD, layout)
-        hiddens.append(states_RD[layout.first] if cls_only else states_RD)
+        hiddens.append(layout.select_cls(states_RD) if cls_only else states_RD)
     if cls_only:
-        cls_BD = top_RD = transform(last, states_RD[layout.first], layout.cls, states_RD, layout)
+        cls_BD = top_RD = transform(last, layout.select_cls(states_RD), layout.cls, states_RD, layout)
     else:
         top_RD = transform(last, states_RD, layout, states_RD, layout)
-        cls_BD = top_RD[layout.first]
+        cls_BD = layout.select_cls(top_RD)
     return bert.pooler.activation(bert.pooler.dense(cls_BD)), [*hiddens, top_RD]
 
 

@@ -52,7 +52,7 @@ class Layout:
     def cls(self) -> "Layout":
         """Position 0 of every example alone, (B,) rows of equal weight."""
         every = torch.arange(self.batch, device=self.first.device)
-        weight = torch.full_like(self.weight[: self.batch], 1 / self.batch)
+        weight = self.weight.new_full((self.batch,), 1 / self.batch)
         return Layout(every, torch.zeros_like(every), weight, every, every, 1, 1, 1)
 
     # --- between rows and one line per example, where attention works ---
@@ -60,12 +60,14 @@ class Layout:
     @cached_property
     def slots(self) -> torch.Tensor:
         """Place of every row in a (B * Q) grid, (R,)."""
-        return self.example * self.most + torch.arange(len(self), device=self.first.device) - self.first[self.example]
+        start = self.first.index_select(0, self.example)
+        return self.example * self.most + torch.arange(len(self), device=self.first.device) - start
 
     @cached_property
     def real_slots(self) -> torch.Tensor:
         """Place of every real row in a (B * K) grid, (N,)."""
-        return self.example[self.real] * self.most_real + self.position[self.real]
+        example, position = (index.index_select(0, self.real) for index in (self.example, self.position))
+        return example * self.most_real + position
 
     @cached_property
     def real_mask(self) -> torch.Tensor:
@@ -76,6 +78,10 @@ class Layout:
     def select_real(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the (N, D) real ones of (R, D) rows."""
         return rows if len(self.real) == len(self) else rows.index_select(0, self.real)
+
+    def select_cls(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the (B, D) rows of [CLS] of (R, D) rows."""
+        return rows.index_select(0, self.first)
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """Return (R, D) rows as (B, Q, D), zero where an example has fewer."""
@@ -105,15 +111,16 @@ class Layout:
             return norm(rows)
         if len(self) == self.batch * self.seq_len:  # nothing is missing: the library's fused kernel
             return norm(rows.view(self.batch, self.seq_len, -1)).view_as(rows)
-        centred = rows - self.example_mean(rows.mean(1))[:, None]
+        centred = rows - self.example_mean(rows.mean(1)).unsqueeze(1)
         variance = self.example_mean(centred.square().mean(1))
-        scaled = centred * (variance + norm.eps).rsqrt()[:, None]
-        return scaled * norm.weight[self.position] + norm.bias[self.position]
+        scaled = centred * (variance + norm.eps).rsqrt().unsqueeze(1)
+        return scaled * norm.weight.index_select(0, self.position) + norm.bias.index_select(0, self.position)
 
     def example_mean(self, per_row: torch.Tensor) -> torch.Tensor:
         """Return for each row the weighted mean of (R,) values over its own example, (R,)."""
         share = self.weight.to(per_row.dtype) * self.batch  # sums to 1 over an example
-        return per_row.new_zeros(self.batch).index_add(0, self.example, share * per_row)[self.example]
+        means = per_row.new_zeros(self.batch).index_add(0, self.example, share * per_row)
+        return means.index_select(0, self.example)
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

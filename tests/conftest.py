@@ -9,6 +9,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
 
 import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 from tests import golden, tiny  # noqa: E402
 
@@ -17,6 +18,7 @@ from tests import golden, tiny  # noqa: E402
 def one_thread() -> None:
     """Keep torch to one thread."""
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # some tests fork, and its thread may hold a lock just then
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from tests import tiny
 from tests.test_resume import SCRIPTS, difference, flags_of
@@ -40,6 +41,7 @@ def main() -> None:
     """Kill, resume and compare, one script after the other."""
     torch.set_num_threads(1)
     random.seed(0)
+    tqdm.monitor_interval = 0  # its thread may hold a lock while we fork, and the child would wait for it for ever
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         tiny.make_bert(root / "bert")

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fine_tune import linear
@@ -57,3 +58,45 @@ def test_a_step_reads_no_value(name: str, pad_loss: str, mu: float) -> None:
 def test_one_that_reads_is_found() -> None:
     with pytest.raises(DataDependentOutputException):
         step("lad", "all", 9, read=True)
+
+
+def placed(module: nn.Module, place: torch.device) -> None:
+    """Move a module without values; its own `to` cannot."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            part._parameters[name] = nn.Parameter(parameter.detach().to(place), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = buffer.to(place)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "alp" not in name])  # slices want a real GPU
+@pytest.mark.parametrize("pad_loss", ["all", "masked"])
+@pytest.mark.parametrize(
+    "flags", [("cuda:0", "cuda:0", "cuda:0"), ("cuda:0", "cuda:1", "cuda:2"), ("cuda:0", "cpu", "cuda:1")]
+)
+def test_teacher_student_and_gates_live_where_they_are_told(
+    name: str, pad_loss: str, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Devices that are not here: without values there is no need of them, and mixing two in one operation fails."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    tokens, chosen = make_tokens(), np.arange(4)
+    batch = tokens.batch(chosen, distillation(name, pad_loss).layout(tokens.lengths(chosen), chosen, 1))
+    with FakeTensorMode() as mode, torch.no_grad():
+        hollow, what = without_values(batch, mode), distillation(name, pad_loss)
+        what.places = [torch.device(flag) for flag in flags]
+        for part, place in zip((what.teacher, what.student, what.method), what.places, strict=True):
+            placed(part, place)
+        loss, shown = what(hollow)
+    assert loss.device == what.places[1]
+    assert {value.device for value in shown.values()} == {what.places[1]}
+
+
+def test_a_part_in_the_wrong_place_is_found() -> None:
+    tokens, chosen = make_tokens(), np.arange(4)
+    batch = tokens.batch(chosen, distillation("lad", "all").layout(tokens.lengths(chosen), chosen, 1))
+    with FakeTensorMode() as mode, torch.no_grad():
+        hollow, what = without_values(batch, mode), distillation("lad", "all")
+        for part, name in ((what.teacher, "cpu"), (what.student, "cpu"), (what.method, "cuda:0")):
+            placed(part, torch.device(name))
+        with pytest.raises(RuntimeError, match="same device|different devices"):
+            what(hollow)
