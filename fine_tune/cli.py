@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fine_tune import interrupt
-from fine_tune.config import PROJECT_ROOT, Check
+from fine_tune.config import PAD_SAMPLES, PROJECT_ROOT, Check
 from fine_tune.errors import Stop, UserError
 from fine_tune.tasks import TASKS
 
@@ -257,7 +257,7 @@ def objective() -> Group:
             "padding positions in the hidden-state loss: all, none, or a weighted sample (other numbers, much faster)",
             "all",
         ),
-        Flag("pad_samples", whole(1), "padding positions per example with --pad_loss sampled", "4"),
+        Flag("pad_samples", whole(1), "padding positions per example with --pad_loss sampled", str(PAD_SAMPLES)),
     ]
 
 

@@ -19,6 +19,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 Check = Callable[[Namespace], Iterator[str]]
 
 COMPARED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size")
+PAD_SAMPLES = 4  # the default of --pad_samples
 INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller takes these from its teacher
 
 
@@ -283,7 +284,7 @@ def segments(config: Namespace) -> Iterator[str]:
 @needs("pad_loss", "pad_samples")
 def padding(config: Namespace) -> Iterator[str]:
     """How much padding is sampled says nothing where none is."""
-    if config.pad_samples != 4 and config.pad_loss != "sampled":
+    if config.pad_samples != PAD_SAMPLES and config.pad_loss != "sampled":
         yield f"--pad_samples {config.pad_samples}: has no meaning with --pad_loss {config.pad_loss}; leave it out"
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fine_tune import checkpoint, data, experiment, models, ranks
+from fine_tune import checkpoint, experiment, models, ranks
 from fine_tune.arithmetic import compile_rows, mixed, prepare
-from fine_tune.config import data_file, inherit, read_teacher, run_folder
+from fine_tune.config import inherit, read_teacher, run_folder
 from fine_tune.data import Batch
 from fine_tune.files import sha256
 from fine_tune.layout import Layout, full, packed, sampled
@@ -86,11 +86,7 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
     source = f"--teacher_exp {flags.teacher_exp}"
     pretrained = models.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
     tokenizer = models.run_tokenizer(teacher_run, folder, pretrained.config.vocab_size, source)
-    task = TASKS[flags.task]
-    path = data_file(flags, task.splits[flags.dataset])
-    cache = Path(flags.experiment_dir) / "cache"
-    what = (path, task, task.splits[flags.dataset], tokenizer, flags.max_seq_len, cache)
-    tokens = ranks.first_before_others(lambda: data.load(*what))
+    tokens, data_sha256 = experiment.training_data(flags, tokenizer)
 
     def load_teacher() -> models.BertClassifier:
         teacher = models.empty_classifier(teacher_run, source)
@@ -101,6 +97,7 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
 
     teacher_sha256 = sha256(folder / f"model-{flags.tckpt}.pt")
     if flags.cache_teacher:
+        cache = Path(flags.experiment_dir) / "cache"
         kept = (load_teacher, tokens, flags.mu > 0, flags.precision, teacher_sha256, cache)
         answers = ranks.first_before_others(lambda: cached_answers(*kept))
         teacher = CachedTeacher(answers, flags.num_class, flags.d_model)
@@ -114,9 +111,9 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
         compile_rows(student.encoder)
     config = experiment.described(
         flags,
-        labels=list(task.labels),
+        labels=list(TASKS[flags.task].labels),
         encoder=models.sizes(student.encoder.config),
-        data_sha256=sha256(path),
+        data_sha256=data_sha256,
         teacher_sha256=teacher_sha256,
     )
     distillation = Distillation(teacher, student, method, config, places)

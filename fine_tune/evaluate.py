@@ -53,6 +53,7 @@ def predict(model: models.BertClassifier, tokens: Tokens, batch_size: int, what:
                 batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
                 logits[chosen] = model(batch, cls_only=True)[0].cpu().numpy()
             shown.update(len(chosen))
+            # Once a round of the ranks: asking after every batch would let them work one at a time only.
             if number % ranks.SIZE == 0 and ranks.interrupted():
                 interrupt.poll("what was evaluated before is saved; the same command does the rest")
     return ranks.summed(logits)  # each row is one rank's, and zero in the others

@@ -14,30 +14,22 @@ import torch
 import transformers
 from torch import nn
 
-from fine_tune import checkpoint, interrupt, ranks
-from fine_tune.config import log_folder, run_folder
+from fine_tune import checkpoint, data, interrupt, ranks
+from fine_tune.config import data_file, log_folder, run_folder
 from fine_tune.data import Batch, Tokens, micro_batches
 from fine_tune.errors import UserError
-from fine_tune.files import locked, make_folder, read_json, remove_parts, replacing, write_json
+from fine_tune.files import locked, make_folder, read_json, remove_parts, replacing, sha256, write_json
 from fine_tune.layout import Layout
 from fine_tune.log import Log, say
 from fine_tune.optim import Guard, Learner
+from fine_tune.tasks import TASKS
 from fine_tune.train import Named, train
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
 FREE = set(
-    "device_id tdevice_id gate_device_id cache_teacher".split()
-    + "log_step ckpt_step keep_last data_dir experiment_dir".split()
+    "device_id tdevice_id gate_device_id cache_teacher log_step ckpt_step keep_last data_dir experiment_dir".split()
 )
-FACTS = {
-    "kind",
-    "method",
-    "labels",
-    "encoder",
-    "data_sha256",
-    "teacher_sha256",
-    "ranks",
-}  # in config.json, but no flags
+FACTS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json, but no flags
 
 
 @dataclass
@@ -50,7 +42,7 @@ class Job:
     config: Namespace
     parts: dict[str, nn.Module]
     learners: dict[str, Learner]
-    losses_of: Callable[[Batch], tuple[torch.Tensor, Named]]
+    losses_of: nn.Module
     tokens: Tokens
     tokenizer: Any
     layout: Callable[[np.ndarray, np.ndarray, int], Layout]
@@ -76,6 +68,15 @@ def described(flags: Namespace, **facts: Any) -> Namespace:
     return Namespace(**kept, **facts, ranks=ranks.SIZE, versions=versions)
 
 
+def training_data(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:
+    """Return the split that the run trains on, and the checksum of its file."""
+    task = TASKS[flags.task]
+    split = task.splits[flags.dataset]
+    path = data_file(flags, split)
+    what = (path, task, split, tokenizer, flags.max_seq_len, Path(flags.experiment_dir) / "cache")
+    return ranks.first_before_others(lambda: data.load(*what)), sha256(path)
+
+
 def settled(flags: Namespace) -> bool:
     """Tell whether the run is there and finished, after saying so; a run of other flags raises UserError.
 
@@ -99,9 +100,10 @@ def compare(folder: Path, config: Namespace) -> None:
             f"--experiment {config.experiment}: {folder} was trained by other code, which cannot be resumed; "
             "use another name, or --overwrite to start afresh"
         )
-    if saved.get("ranks", 1) != getattr(config, "ranks", saved.get("ranks", 1)):  # flags alone do not say
+    before = saved.get("ranks", 1)
+    if getattr(config, "ranks", before) != before:  # flags alone do not say
         raise UserError(
-            f"--experiment {config.experiment}: {folder} was started with {saved.get('ranks', 1)} processes, now there "
+            f"--experiment {config.experiment}: {folder} was started with {before} processes, now there "
             f"are {config.ranks}; go on with as many as before (torchrun --nproc_per_node), or use another name"
         )
     now = {name: value for name, value in vars(config).items() if name not in FREE | {"ranks", "versions"}}

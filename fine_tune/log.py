@@ -88,9 +88,11 @@ class Log:
         self.progress.update()
 
     def flush(self) -> None:
-        """Put every point of tensorboard on disk: what is lost from memory later is not logged again by a resume."""
-        if self.writer:
-            self.writer.flush()
+        """Put every point of tensorboard on disk: what is lost from memory later is not logged again by a resume.
+
+        For the first rank alone.
+        """
+        self.writer.flush()
 
     def close(self) -> None:
         """Write what is still in memory."""

@@ -1,17 +1,14 @@
 """A teacher: a pre-trained BERT fine-tuned on a task's labels."""
 
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from fine_tune import data, experiment, models, ranks
+from fine_tune import experiment, models, ranks
 from fine_tune.arithmetic import compile_rows, mixed, prepare
-from fine_tune.config import data_file
 from fine_tune.data import Batch
-from fine_tune.files import sha256
 from fine_tune.layout import Layout, packed
 from fine_tune.losses import label_loss
 from fine_tune.tasks import TASKS
@@ -49,17 +46,13 @@ def teach(flags: Namespace) -> None:
     model = models.new_teacher(pretrained, flags).to(device)
     if flags.compile:
         compile_rows(model.encoder)
-    task = TASKS[flags.task]
-    path = data_file(flags, task.splits[flags.dataset])
-    cache = Path(flags.experiment_dir) / "cache"
-    what = (path, task, task.splits[flags.dataset], pretrained.tokenizer, flags.max_seq_len, cache)
-    tokens = ranks.first_before_others(lambda: data.load(*what))
+    tokens, data_sha256 = experiment.training_data(flags, pretrained.tokenizer)
 
     config = experiment.described(
         flags,
-        labels=list(task.labels),
+        labels=list(TASKS[flags.task].labels),
         encoder=models.sizes(pretrained.config),
-        data_sha256=sha256(path),
+        data_sha256=data_sha256,
     )
     learners = {"lr": experiment.learner(config, [model])}
     tag = f"{config.task}/{config.dataset}"

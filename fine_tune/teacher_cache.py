@@ -50,7 +50,9 @@ def cached_answers(
     They come from the folder `cache` if they were kept there. `identity` is the checksum of the teacher's file; the
     key covers it, all tokens, what is kept, and the precision, so nothing stale is ever used.
     """
-    content = hashlib.sha256(b"".join(array.tobytes() for array in (tokens.ids, tokens.offsets, tokens.first)))
+    content = hashlib.sha256()
+    for array in (tokens.ids, tokens.offsets, tokens.first):
+        content.update(array)
     parts = (FORMAT, identity, content.hexdigest(), str(states), precision)
     path = cache / f"teacher-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.npy"
     answers = read(path)
