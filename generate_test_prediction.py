@@ -9,7 +9,7 @@ EXAMPLE = """python generate_test_prediction.py --experiment LAD_soft_1_42 --tas
 def main() -> None:
     """Read the flags, then predict."""
     ckpt = cli.Flag("ckpt", cli.whole(0), "step of the checkpoint to use")
-    groups = [cli.experiment(falls_back="the run's own"), cli.data_split(), cli.evaluation(ckpt), cli.places()]
+    groups = [cli.experiment(falls_back="the run's own"), cli.data_split(), cli.evaluation(ckpt), cli.paths()]
     flags = cli.parse(__doc__, groups, config.PREDICTION, EXAMPLE)
     from fine_tune.evaluate import generate  # after the flags: importing torch takes seconds
 

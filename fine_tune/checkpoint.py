@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fine_tune import ranks
+from fine_tune import distributed
 from fine_tune.errors import UserError
 from fine_tune.files import replacing, sha256
 from fine_tune.log import say
-from fine_tune.optim import Learner
+from fine_tune.optim import OptimizerGroup
 
 STATE = "state.pt"
 SUMS = "SHA256SUMS"
@@ -124,7 +124,11 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def save_state(
-    folder: Path, step: int, modules: dict[str, nn.Module], learners: dict[str, Learner], streams: list[dict[str, Any]]
+    folder: Path,
+    step: int,
+    modules: dict[str, nn.Module],
+    groups: dict[str, OptimizerGroup],
+    streams: list[dict[str, Any]],
 ) -> None:
     """Write all that a resume after `step` needs into one file; data order and learning rates follow from the step.
 
@@ -133,7 +137,7 @@ def save_state(
     state = {
         "step": step,
         "modules": {name: module.state_dict() for name, module in modules.items()},
-        "optimizers": {name: learner.optimizer.state_dict() for name, learner in learners.items()},
+        "optimizers": {name: group.optimizer.state_dict() for name, group in groups.items()},
         "random": streams,
     }
     save(folder / STATE, state)
@@ -141,11 +145,13 @@ def save_state(
 
 def random_streams() -> dict[str, Any]:
     """Return the state of this process's random streams: the CPU's and, by number, those of the GPUs it may use."""
-    gpus = [gpu for gpu in range(torch.cuda.device_count()) if ranks.SIZE == 1 or gpu == ranks.LOCAL]
+    gpus = [
+        gpu for gpu in range(torch.cuda.device_count()) if distributed.WORLD_SIZE == 1 or gpu == distributed.LOCAL_RANK
+    ]
     return {"cpu": torch.get_rng_state(), "gpus": {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}}
 
 
-def load_state(folder: Path, modules: dict[str, nn.Module], learners: dict[str, Learner]) -> int:
+def load_state(folder: Path, modules: dict[str, nn.Module], groups: dict[str, OptimizerGroup]) -> int:
     """Put everything back as `save_state` found it; return the step it was saved after, 0 if there is no state."""
     if not (folder / STATE).is_file():
         return 0
@@ -153,9 +159,9 @@ def load_state(folder: Path, modules: dict[str, nn.Module], learners: dict[str, 
     try:
         for name, module in modules.items():
             module.load_state_dict(state["modules"][name])
-        for name, learner in learners.items():
-            learner.optimizer.load_state_dict(state["optimizers"][name])
-        streams = state["random"][ranks.RANK]
+        for name, group in groups.items():
+            group.optimizer.load_state_dict(state["optimizers"][name])
+        streams = state["random"][distributed.RANK]
         torch.set_rng_state(streams["cpu"])
         for gpu, stream in streams["gpus"].items():
             if gpu < torch.cuda.device_count():  # devices may be others now

@@ -121,7 +121,7 @@ def absolute(text: str) -> Path:
         raise ValueError("starts at the home folder of a user that is not known") from None
 
 
-def place(text: str) -> str:
+def path(text: str) -> str:
     """Read a path; one that is given is relative to the current folder and kept absolute."""
     if not text or not text.isprintable():
         raise ValueError("must be a path of printable characters")
@@ -132,8 +132,8 @@ def pretrained(text: str) -> str:
     """Read a hub name or a local folder, which is kept absolute so that the run can be used from anywhere."""
     if not re.fullmatch(r"[^\s\x00-\x1f]+( [^\s\x00-\x1f]+)*", text):
         raise ValueError("must be a hub name or a local folder")
-    path = absolute(text)
-    return str(path) if os.path.isdir(path) or text.startswith(("/", "~")) else text
+    folder = absolute(text)
+    return str(folder) if os.path.isdir(folder) or text.startswith(("/", "~")) else text
 
 
 # --- the groups -------------------------------------------------------------------------------------------------------
@@ -315,12 +315,12 @@ def speed(distilling: bool) -> Group:
     ] + [cache] * distilling
 
 
-def places() -> Group:
-    """The two places on disk; defaults lie in the project, wherever the script is called from."""
+def paths() -> Group:
+    """The two folders on disk; defaults lie in the project, wherever the script is called from."""
     data = PROJECT_ROOT / "data"
-    return "places", [
-        Flag("data_dir", place, "folder of the GLUE data", str(data / "fine_tune")),
-        Flag("experiment_dir", place, "folder of the runs", str(data / "fine_tune_experiment")),
+    return "paths", [
+        Flag("data_dir", path, "folder of the GLUE data", str(data / "fine_tune")),
+        Flag("experiment_dir", path, "folder of the runs", str(data / "fine_tune_experiment")),
     ]
 
 
@@ -340,14 +340,14 @@ def teaching_groups() -> list[Group]:
         teacher_model(),
         training(),
         speed(distilling=False),
-        places(),
+        paths(),
         runs(),
     ]
 
 
 def distilling_groups() -> list[Group]:
     """The groups that all distillers share."""
-    return [experiment(), training(), teacher_use(), student(), objective(), speed(distilling=True), places(), runs()]
+    return [experiment(), training(), teacher_use(), student(), objective(), speed(distilling=True), paths(), runs()]
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from fine_tune.files import make_folder, replacing, sha256
 from fine_tune.layout import Layout, moved
 from fine_tune.tasks import Split, Task
 
-CACHE_FORMAT = "1"  # part of the key: raise it whenever the arrays change their meaning
+CACHE_FORMAT = "2"  # part of the key: raise it whenever the arrays change their meaning
 CHUNK = 4096  # texts tokenised at a time
 
 
@@ -118,7 +118,7 @@ def read_label(text: str, task: Task) -> int | float:
 class Batch:
     """B examples as the R rows of `layout`: ids and segment ids (R,), 0 where a row is padding; labels (B,).
 
-    `examples` (B,) are their numbers in the split; `share` is the part that they are of the micro-batch.
+    `examples` (B,) are their numbers in the split; `fraction` is the part that they are of the micro-batch.
     """
 
     input_ids: torch.Tensor
@@ -126,7 +126,7 @@ class Batch:
     labels: torch.Tensor
     layout: Layout
     examples: np.ndarray
-    share: float = 1.0
+    fraction: float = 1.0
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
@@ -139,13 +139,13 @@ class Batch:
 class Tokens:
     """All examples of a split, real tokens only: example i is `ids[offsets[i]:offsets[i + 1]]`.
 
-    ids (T,) int32; offsets (n + 1,) int64; first (n,) int32 = length of the first segment with [CLS] and [SEP];
+    ids (T,) int32; offsets (n + 1,) int64; first_segment (n,) int32 = its length with [CLS] and [SEP];
     labels (n,) int64 ids or float32 scores, zeros in a split without labels.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
-    first: np.ndarray
+    first_segment: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -155,14 +155,14 @@ class Tokens:
         """Return the number of tokens of the examples `chosen`, all by default."""
         return self.offsets[1:][chosen] - self.offsets[:-1][chosen]
 
-    def batch(self, chosen: np.ndarray, layout: Layout, share: float = 1.0) -> Batch:
+    def batch(self, chosen: np.ndarray, layout: Layout, fraction: float = 1.0) -> Batch:
         """Return the examples `chosen` (B,) in the rows of `layout`."""
-        real, example, position = (index.numpy() for index in (layout.real, layout.example, layout.position))
-        example, position = example[real], position[real]
+        rows = layout.token_rows.numpy()
+        example, position = layout.batch_index.numpy()[rows], layout.position_ids.numpy()[rows]
         ids, types = np.zeros((2, len(layout)), np.int64)
-        ids[real] = self.ids[self.offsets[chosen][example] + position]
-        types[real] = position >= self.first[chosen][example]
-        return Batch(*map(torch.from_numpy, (ids, types, self.labels[chosen])), layout, chosen, share)
+        ids[rows] = self.ids[self.offsets[chosen][example] + position]
+        types[rows] = position >= self.first_segment[chosen][example]
+        return Batch(*map(torch.from_numpy, (ids, types, self.labels[chosen])), layout, chosen, fraction)
 
 
 def load(path: Path, task: Task, split: Split, tokenizer: Any, max_seq_len: int, cache: Path) -> Tokens:
@@ -192,10 +192,12 @@ def read_cache(path: Path, key: str) -> Tokens | None:
         with np.load(path, allow_pickle=False) as arrays:  # the zip's own checksums are verified on reading
             if str(arrays["key"]) != key:
                 return None
-            tokens = Tokens(arrays["ids"], arrays["offsets"], arrays["first"], arrays["labels"])
+            tokens = Tokens(arrays["ids"], arrays["offsets"], arrays["first_segment"], arrays["labels"])
     except (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile):
         return None  # zipfile alone has a dozen ways to be surprised by one flipped byte
-    whole = len(tokens.offsets) == len(tokens.first) + 1 == len(tokens) + 1 and tokens.offsets[-1] == len(tokens.ids)
+    whole = len(tokens.offsets) == len(tokens.first_segment) + 1 == len(tokens) + 1 and tokens.offsets[-1] == len(
+        tokens.ids
+    )
     return tokens if whole else None
 
 

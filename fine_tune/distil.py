@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from fine_tune import checkpoint, experiment, models, ranks
-from fine_tune.arithmetic import compile_rows, mixed, prepare
+from fine_tune import checkpoint, distributed, experiment, models
 from fine_tune.config import inherit, read_teacher, run_folder
 from fine_tune.data import Batch
 from fine_tune.files import sha256
 from fine_tune.layout import Layout, full, packed, sampled
 from fine_tune.log import say
-from fine_tune.losses import hidden_loss, label_loss, soft_loss
+from fine_tune.losses import hard_loss, hidden_loss, soft_loss
 from fine_tune.methods import Method
+from fine_tune.precision import autocast, check_precision, compile_rows
 from fine_tune.tasks import TASKS
 from fine_tune.teacher_cache import CachedTeacher, cached_answers
 from fine_tune.train import Named
@@ -25,39 +25,45 @@ Teacher = Callable[[Batch, bool], tuple[torch.Tensor, list[torch.Tensor]]]  # a 
 
 
 class Distillation(nn.Module):
-    """Teacher, student and method, each on its own device of `places`, in this order, and the losses between them."""
+    """Teacher, student and method, each on its own device of `devices`, in this order, and the losses between them."""
 
     def __init__(
-        self, teacher: Teacher, student: nn.Module, method: Method, config: Namespace, places: list[torch.device]
+        self, teacher: Teacher, student: nn.Module, method: Method, config: Namespace, devices: list[torch.device]
     ) -> None:
         super().__init__()
         self.teacher, self.student, self.method = teacher, student, method
-        self.config, self.places = config, places
+        self.config, self.devices = config, devices
         self.cls_only = method.cls_only or config.mu == 0  # all that is read of a hidden state is position 0
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Named]:
         """Return loss = logits_loss + hidden_loss of a batch, and all three by name with what the method shows."""
-        config, (teacher_place, place, _) = self.config, self.places
-        with mixed(config.precision, self.places):
-            batch = batch.to(teacher_place)
+        config, (teacher_device, device, _) = self.config, self.devices
+        with autocast(config.precision, self.devices):
+            batch = batch.to(teacher_device)
             with torch.no_grad():
-                teacher_logits, taught = self.teacher(batch, self.cls_only)
-            batch = batch.to(place)
-            logits, learned = self.student(batch, self.cls_only)
-            hidden = self.hidden_loss(taught, learned, batch.layout.cls if self.cls_only else batch.layout).to(place)
-        soft = soft_loss(logits, teacher_logits.to(place), config.softmax_temp)
-        from_logits = config.hard_weight * label_loss(logits, batch.labels) + config.soft_weight * soft
-        loss = from_logits + hidden
-        return loss, {"loss": loss, "logits_loss": from_logits, "hidden_loss": hidden} | self.method.shown
+                teacher_logits, teacher_hiddens = self.teacher(batch, self.cls_only)
+            batch = batch.to(device)
+            logits, student_hiddens = self.student(batch, self.cls_only)
+            hidden = self.hidden_loss(
+                teacher_hiddens, student_hiddens, batch.layout.cls if self.cls_only else batch.layout
+            ).to(device)
+        soft = soft_loss(logits, teacher_logits.to(device), config.softmax_temp)
+        logits_loss = config.hard_weight * hard_loss(logits, batch.labels) + config.soft_weight * soft
+        loss = logits_loss + hidden
+        return loss, {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden} | self.method.shown
 
-    def hidden_loss(self, taught: list[torch.Tensor], learned: list[torch.Tensor], layout: Layout) -> torch.Tensor:
+    def hidden_loss(
+        self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
+    ) -> torch.Tensor:
         """Return mu / N times the method's loss between the states of both models, each (R, D)."""
-        place = self.places[2]
+        device = self.devices[2]
         if self.config.mu == 0:  # the gates' gradient is zero, not absent: AdamW still decays them
-            return 0 * torch.stack([torch.zeros((), device=place), *(p.sum() for p in self.method.parameters())]).sum()
-        taught, learned = ([rows.to(place) for rows in states] for states in (taught, learned))
-        layout = layout.to(place)
-        pairs = self.method(taught, learned, layout)
+            return 0 * torch.stack([torch.zeros((), device=device), *(p.sum() for p in self.method.parameters())]).sum()
+        teacher_hiddens, student_hiddens = (
+            [rows.to(device) for rows in states] for states in (teacher_hiddens, student_hiddens)
+        )
+        layout = layout.to(device)
+        pairs = self.method(teacher_hiddens, student_hiddens, layout)
         return self.config.mu / self.config.num_hidden_layers * hidden_loss(pairs, layout)
 
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
@@ -74,8 +80,8 @@ class Distillation(nn.Module):
 def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) -> None:
     """Distil the student that `flags` describe; `make_method` takes them and the number of teacher layers."""
     method_flag = "gate_device_id" if hasattr(flags, "gate_device_id") else "device_id"
-    places = ranks.devices(flags, "tdevice_id", "device_id", method_flag)
-    prepare(flags, places)
+    devices = distributed.select_devices(flags, "tdevice_id", "device_id", method_flag)
+    check_precision(flags, devices)
     teacher_run = read_teacher(flags)
     flags = inherit(flags, teacher_run)
     if experiment.settled(flags):
@@ -93,20 +99,20 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
         checkpoint.load_weights(teacher, folder / f"model-{flags.tckpt}.pt")
         if flags.compile:
             compile_rows(teacher.encoder)
-        return teacher.to(places[0]).eval().requires_grad_(False)  # it learns nothing
+        return teacher.to(devices[0]).eval().requires_grad_(False)  # it learns nothing
 
     teacher_sha256 = sha256(folder / f"model-{flags.tckpt}.pt")
     if flags.cache_teacher:
         cache = Path(flags.experiment_dir) / "cache"
         kept = (load_teacher, tokens, flags.mu > 0, flags.precision, teacher_sha256, cache)
-        answers = ranks.first_before_others(lambda: cached_answers(*kept))
+        answers = distributed.main_process_first(lambda: cached_answers(*kept))
         teacher = CachedTeacher(answers, flags.num_class, flags.d_model)
     else:
         teacher = load_teacher()
 
     torch.manual_seed(flags.seed)
-    student = models.new_student(pretrained, flags).to(places[1])
-    method = make_method(flags, pretrained.config.num_hidden_layers).to(places[2])
+    student = models.new_student(pretrained, flags).to(devices[1])
+    method = make_method(flags, pretrained.config.num_hidden_layers).to(devices[2])
     if flags.compile:
         compile_rows(student.encoder)
     config = experiment.described(
@@ -116,13 +122,13 @@ def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) ->
         data_sha256=data_sha256,
         teacher_sha256=teacher_sha256,
     )
-    distillation = Distillation(teacher, student, method, config, places)
+    distillation = Distillation(teacher, student, method, config, devices)
     if distillation.cls_only and config.pad_loss != "all":
         say(f"--pad_loss {config.pad_loss} has no effect: only [CLS] is read, so padding is never computed")
-    learners = {"lr": experiment.learner(config, [student])}
+    groups = {"lr": experiment.optimizer_group(config, [student])}
     if method.gates:
-        learners["gate_lr"] = experiment.learner(config, list(method.gates.values()), "gate_")
+        groups["gate_lr"] = experiment.optimizer_group(config, list(method.gates.values()), "gate_")
     parts = {"model": student} | {f"gate-{index}": gate for index, gate in method.gates.items()}
     tag = f"{config.task}/{config.dataset}/{config.model}"
-    job = experiment.Job(config, parts, learners, distillation, tokens, tokenizer, distillation.layout, tag)
+    job = experiment.Job(config, parts, groups, distillation, tokens, tokenizer, distillation.layout, tag)
     experiment.run(job, flags.overwrite)

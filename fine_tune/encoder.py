@@ -1,9 +1,9 @@
 """BERT's forward pass over rows: what is no row of the batch is not computed.
 
 It runs on the weights of the library's BertModel and gives its numbers (Devlin et al., NAACL 2019, section 3). Padding
-is never a key: keys and values are computed for real rows only, and queries for the rows that are asked for.
+is never a key: keys and values are computed for tokens only, and queries for the rows that are asked for.
 
-Shapes: B examples, R rows asked for, N real rows, Q and K the most of these in one example, H heads, E = D / H.
+Shapes: B examples, R rows asked for, N tokens, Q and K the most of these in one example, H heads, E = D / H.
 """
 
 import torch
@@ -39,22 +39,22 @@ def embed(embeddings: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the embedding of every row, (R, D)."""
     words_RD = embeddings.word_embeddings(batch.input_ids)
     segments_RD = embeddings.token_type_embeddings(batch.token_type_ids)
-    positions_RD = embeddings.position_embeddings(batch.layout.position)
+    positions_RD = embeddings.position_embeddings(batch.layout.position_ids)
     return embeddings.dropout(embeddings.LayerNorm(words_RD + segments_RD + positions_RD))
 
 
 def transform(
     layer: nn.Module, states_RD: torch.Tensor, asked: Layout, context_RD: torch.Tensor, layout: Layout
 ) -> torch.Tensor:
-    """Return a layer's output (R, D) for the rows `states_RD` of `asked`, which attend to the real rows of `layout`."""
+    """Return a layer's output (R, D) for the rows `states_RD` of `asked`, which attend to the tokens of `layout`."""
     attention = layer.attention.self
-    real_ND = layout.select_real(context_RD)
-    query_BHQE = heads(asked.spread(attention.query(states_RD)), attention)
-    key_BHKE = heads(layout.spread_real(attention.key(real_ND)), attention)
-    value_BHKE = heads(layout.spread_real(attention.value(real_ND)), attention)
+    tokens_ND = layout.select_tokens(context_RD)
+    query_BHQE = heads(asked.pad_input(attention.query(states_RD)), attention)
+    key_BHKE = heads(layout.pad_tokens(attention.key(tokens_ND)), attention)
+    value_BHKE = heads(layout.pad_tokens(attention.value(tokens_ND)), attention)
     dropout = attention.dropout.p if layer.training else 0.0
-    mixed_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHKE, value_BHKE, layout.real_mask, dropout)
-    mixed_RD = asked.collect(mixed_BHQE.transpose(1, 2).flatten(2))
+    mixed_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHKE, value_BHKE, layout.attention_mask, dropout)
+    mixed_RD = asked.unpad_input(mixed_BHQE.transpose(1, 2).flatten(2))
     attended_RD = layer.attention.output(mixed_RD, states_RD)  # linear, dropout, LayerNorm of the sum
     return layer.output(layer.intermediate(attended_RD), attended_RD)
 

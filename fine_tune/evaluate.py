@@ -13,14 +13,14 @@ from scipy import stats
 from sklearn import metrics
 from torch.utils.tensorboard import SummaryWriter
 
-from fine_tune import checkpoint, data, interrupt, models, ranks
+from fine_tune import checkpoint, data, distributed, interrupt, models
 from fine_tune.config import data_file, log_folder, read_run, run_folder
 from fine_tune.data import Tokens
 from fine_tune.errors import UserError
 from fine_tune.files import read_json, replacing, write_json
 from fine_tune.layout import packed
 from fine_tune.log import progress, say, writer
-from fine_tune.losses import label_loss
+from fine_tune.losses import hard_loss
 from fine_tune.tasks import TASKS, Task
 
 METRICS = {
@@ -48,21 +48,21 @@ def predict(model: models.BertClassifier, tokens: Tokens, batch_size: int, what:
     with progress(len(tokens), 0, "ex") as shown:
         shown.set_description(what)
         for number, chosen in enumerate(data.by_length(tokens.lengths(), batch_size)):
-            if number % ranks.SIZE == ranks.RANK:
+            if number % distributed.WORLD_SIZE == distributed.RANK:
                 lengths = tokens.lengths(chosen)
                 batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
                 logits[chosen] = model(batch, cls_only=True)[0].cpu().numpy()
             shown.update(len(chosen))
             # Once a round of the ranks: asking after every batch would let them work one at a time only.
-            if number % ranks.SIZE == 0 and ranks.interrupted():
+            if number % distributed.WORLD_SIZE == 0 and distributed.interrupted():
                 interrupt.poll("what was evaluated before is saved; the same command does the rest")
-    return ranks.summed(logits)  # each row is one rank's, and zero in the others
+    return distributed.all_reduce_sum(logits)  # each row is one rank's, and zero in the others
 
 
 def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the task's metrics and eval_loss = mean CE (MSE for regression) of logits (n, C) against labels (n,)."""
     guesses = logits.argmax(1) if task.labels else logits[:, 0]
-    loss = label_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    loss = hard_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
     return {name: float(METRICS[name](labels, guesses)) for name in task.metrics} | {"eval_loss": loss}
 
 
@@ -71,7 +71,7 @@ def open_run(flags: Namespace) -> tuple[Path, models.BertClassifier, Tokens]:
     folder = run_folder(flags, flags.experiment, flags.model)
     saved = read_run("experiment", folder, flags.task)
     place = Namespace(device_id=saved.device_id if flags.device_id is None else flags.device_id)
-    [device] = ranks.devices(place, "device_id")
+    [device] = distributed.select_devices(place, "device_id")
     source = f"--experiment {flags.experiment}"
     model = models.empty_classifier(saved, source).to(device)
     tokenizer = models.run_tokenizer(saved, folder, model.encoder.config.vocab_size, source)
@@ -81,7 +81,7 @@ def open_run(flags: Namespace) -> tuple[Path, models.BertClassifier, Tokens]:
     split = task.splits[flags.dataset]
     cache = Path(flags.experiment_dir) / "cache"
     what = (data_file(flags, split), task, split, tokenizer, saved.max_seq_len, cache)
-    return folder, model, ranks.first_before_others(lambda: data.load(*what))
+    return folder, model, distributed.main_process_first(lambda: data.load(*what))
 
 
 def evaluate(flags: Namespace) -> None:
@@ -93,12 +93,14 @@ def evaluate(flags: Namespace) -> None:
     folder, model, tokens = open_run(flags)
     found = []
     with ExitStack() as open_files:
-        board = ranks.alone(lambda: open_files.enter_context(writer(log_folder(folder))))
+        board = distributed.on_main_process(lambda: open_files.enter_context(writer(log_folder(folder))))
         for step in steps:
             checkpoint.load_weights(model, folder / f"model-{step}.pt")
             logits = predict(model, tokens, flags.batch_size, f"step {step}")
-            found.append(ranks.alone(partial(record, flags, folder, board, step, logits, tokens.labels)))
-    if ranks.first():
+            found.append(
+                distributed.on_main_process(partial(record, flags, folder, board, step, logits, tokens.labels))
+            )
+    if distributed.is_main_process():
         print(table(found))
     say(f"written: {folder / f'eval-{flags.dataset}.json'}; tensorboard --logdir {log_folder(folder).parent}")
 
@@ -157,7 +159,7 @@ def generate(flags: Namespace) -> None:
     task = TASKS[flags.task]
     logits = predict(model, tokens, flags.batch_size, f"step {flags.ckpt}")
     target = folder / f"{upload_name(task, flags.dataset)}.tsv"
-    ranks.alone(lambda: write_answers(target, answers(task, logits)))
+    distributed.on_main_process(lambda: write_answers(target, answers(task, logits)))
 
 
 def write_answers(target: Path, values: list[str]) -> None:

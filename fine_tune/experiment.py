@@ -14,14 +14,14 @@ import torch
 import transformers
 from torch import nn
 
-from fine_tune import checkpoint, data, interrupt, ranks
+from fine_tune import checkpoint, data, distributed, interrupt
 from fine_tune.config import data_file, log_folder, run_folder
 from fine_tune.data import Batch, Tokens, micro_batches
 from fine_tune.errors import UserError
 from fine_tune.files import locked, make_folder, read_json, remove_parts, replacing, sha256, write_json
 from fine_tune.layout import Layout
 from fine_tune.log import Log, say
-from fine_tune.optim import Guard, Learner
+from fine_tune.optim import NonFiniteGuard, OptimizerGroup
 from fine_tune.tasks import TASKS
 from fine_tune.train import Named, train
 
@@ -34,14 +34,14 @@ FACTS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}
 
 @dataclass
 class Job:
-    """All that a run needs: `config` is what config.json says; parts and learners go by their names in files and logs.
+    """All that a run needs: `config` is what config.json says; parts and groups go by their names in files and logs.
 
     `layout` says from the examples' lengths (B,), their numbers (B,) and the step which rows of them are computed.
     """
 
     config: Namespace
     parts: dict[str, nn.Module]
-    learners: dict[str, Learner]
+    groups: dict[str, OptimizerGroup]
     losses_of: nn.Module
     tokens: Tokens
     tokenizer: Any
@@ -49,11 +49,11 @@ class Job:
     tag: str
 
 
-def learner(config: Namespace, modules: list[nn.Module], prefix: str = "") -> Learner:
-    """Return the learner of `modules` that the flags with `prefix` describe."""
+def optimizer_group(config: Namespace, modules: list[nn.Module], prefix: str = "") -> OptimizerGroup:
+    """Return the group of `modules` that the flags with `prefix` describe."""
     flag = {name.removeprefix(prefix): value for name, value in vars(config).items() if name.startswith(prefix)}
-    same = {name: flag[name] for name in ("lr", "eps", "weight_decay", "max_norm", "warmup_step", "total_step")}
-    return Learner(modules, betas=(flag["beta1"], flag["beta2"]), **same)
+    same = {name: flag[name] for name in ("eps", "weight_decay", "max_norm", "warmup_step", "total_step")}
+    return OptimizerGroup(modules, peak_lr=flag["lr"], betas=(flag["beta1"], flag["beta2"]), **same)
 
 
 def described(flags: Namespace, **facts: Any) -> Namespace:
@@ -65,7 +65,7 @@ def described(flags: Namespace, **facts: Any) -> Namespace:
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
     }
-    return Namespace(**kept, **facts, ranks=ranks.SIZE, versions=versions)
+    return Namespace(**kept, **facts, ranks=distributed.WORLD_SIZE, versions=versions)
 
 
 def training_data(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:
@@ -74,7 +74,7 @@ def training_data(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:
     split = task.splits[flags.dataset]
     path = data_file(flags, split)
     what = (path, task, split, tokenizer, flags.max_seq_len, Path(flags.experiment_dir) / "cache")
-    return ranks.first_before_others(lambda: data.load(*what)), sha256(path)
+    return distributed.main_process_first(lambda: data.load(*what)), sha256(path)
 
 
 def settled(flags: Namespace) -> bool:
@@ -132,9 +132,9 @@ def run(job: Job, overwrite: bool) -> None:
     config = job.config
     folder = run_folder(config, config.experiment, config.model)
     with ExitStack() as held:
-        ranks.alone(lambda: open_folder(folder, job, overwrite, held))
-        ranks.own_random_stream(config.seed)
-        start = checkpoint.load_state(folder, job.parts, job.learners)
+        distributed.on_main_process(lambda: open_folder(folder, job, overwrite, held))
+        distributed.seed_rank(config.seed)
+        start = checkpoint.load_state(folder, job.parts, job.groups)
         summary(folder, job, start)
         drive(folder, job, start)
 
@@ -180,7 +180,7 @@ def summary(folder: Path, job: Job, start: int) -> None:
         f"{millions['model']:.1f} M parameters"
         + (f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else "")
     )
-    split = f", split over {ranks.SIZE} processes" if ranks.SIZE > 1 else ""
+    split = f", split over {distributed.WORLD_SIZE} processes" if distributed.WORLD_SIZE > 1 else ""
     say(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro}{split})")
     disk = (saved + 6) * mebibytes / 1024  # the saved state is three times a checkpoint, and twice there while replaced
     say(f"disk: {saved} checkpoints of {mebibytes:.0f} MiB, {disk:.2f} GiB with the saved state")
@@ -192,23 +192,23 @@ def batches(job: Job, start: int) -> Iterator[Batch]:
     config, before = job.config, start * job.config.accum_step
     size = config.batch_size // config.accum_step
     for number, chosen in enumerate(micro_batches(len(job.tokens), size, config.seed, before), before):
-        own, share = ranks.share(chosen)
+        own, fraction = distributed.shard(chosen)
         layout = job.layout(job.tokens.lengths(own), own, number // config.accum_step + 1)
-        yield job.tokens.batch(own, layout, share)
+        yield job.tokens.batch(own, layout, fraction)
 
 
 def drive(folder: Path, job: Job, start: int) -> None:
     """Run the loop from the step after `start` to the end."""
     config = job.config
-    guard = Guard(job.learners)
-    log = Log(log_folder(folder), job.tag, start, config.total_step, config.log_step, before=guard.check)
+    guard = NonFiniteGuard(job.groups)
+    log = Log(log_folder(folder), job.tag, start, config.total_step, config.log_step, before=guard.raise_if_tripped)
 
     def save(step: int, shown: Named) -> None:
         due = step % config.ckpt_step == 0 or step == config.total_step
-        if ranks.interrupted() or due:
-            guard.check()
-            streams = ranks.gathered(checkpoint.random_streams())
-            ranks.alone(lambda: write(step, shown, due, streams))
+        if distributed.interrupted() or due:
+            guard.raise_if_tripped()
+            streams = distributed.all_gather(checkpoint.random_streams())
+            distributed.on_main_process(lambda: write(step, shown, due, streams))
             interrupt.poll(f"saved after step {step}; the same command goes on from there")
 
     def write(step: int, shown: Named, due: bool, streams: list[dict[str, Any]]) -> None:
@@ -216,7 +216,7 @@ def drive(folder: Path, job: Job, start: int) -> None:
         if due:
             vectors = {name: value for name, value in shown.items() if value.ndim}
             checkpoint.save_parts(folder, step, job.parts, vectors)
-        checkpoint.save_state(folder, step, job.parts, job.learners, streams)  # last: it vouches for all before
+        checkpoint.save_state(folder, step, job.parts, job.groups, streams)  # last: it vouches for all before
         if due and config.keep_last:
             checkpoint.prune(folder, config.keep_last)
 
@@ -224,11 +224,11 @@ def drive(folder: Path, job: Job, start: int) -> None:
         part.train()
     try:
         steps = range(start + 1, config.total_step + 1)
-        losses_of = ranks.split(job.losses_of, config.accum_step)
-        train(steps, config.accum_step, batches(job, start), losses_of, job.learners, guard, log, save)
+        losses_of = distributed.distribute(job.losses_of, config.accum_step)
+        train(steps, config.accum_step, batches(job, start), losses_of, job.groups, guard, log, save)
     finally:
         log.close()
-    ranks.alone(lambda: finish(folder, config))
+    distributed.on_main_process(lambda: finish(folder, config))
 
 
 def finish(folder: Path, config: Namespace) -> None:

@@ -1,11 +1,11 @@
-"""Which rows a batch has: row r is position `position[r]` of example `example[r]`.
+"""Which rows a batch has: row r is position `position_ids[r]` of example `batch_index[r]`.
 
 Hidden states are arrays of rows, and most of a network treats every row alike. What happens between the rows of one
 example (attention, the gates' LayerNorm) or weighs them (the mean of a loss) asks the layout, so that padding can be
-left out, or sampled, without anybody else knowing.
+left out, or sampled, without anybody else knowing. `pad_input` and `unpad_input` are named as in flash-attn.
 
-Shapes: B examples, S padded length, R rows, N real rows (no padding) among them, Q most rows of one example, K most
-real rows of one, D hidden size.
+Shapes: B examples, S padded length, R rows, N rows that hold a token (no padding) among them, Q = max_rows, K =
+max_seqlen, D hidden size.
 """
 
 from collections.abc import Iterable
@@ -18,83 +18,84 @@ import torch
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows of B examples, one example after the other, each from its position 0 on, its real rows first.
+    """Rows of B examples, one example after the other, each from its position 0 on, its tokens before its padding.
 
-    example, position (R,): where a row belongs. weight (R,): its share of a mean; all sum to 1. real (N,): the real
-    rows. first (B,): each example's row of position 0, its [CLS].
+    batch_index, position_ids (R,): the example and position of a row. weight (R,): how much it counts in a mean; all
+    sum to 1. token_rows (N,): the rows that hold a token. cls_rows (B,): each example's row of position 0, its [CLS].
+    max_rows, max_seqlen: most rows, and most tokens, of one example.
     """
 
-    example: torch.Tensor
-    position: torch.Tensor
+    batch_index: torch.Tensor
+    position_ids: torch.Tensor
     weight: torch.Tensor
-    real: torch.Tensor
-    first: torch.Tensor
+    token_rows: torch.Tensor
+    cls_rows: torch.Tensor
     seq_len: int
-    most: int
-    most_real: int
+    max_rows: int
+    max_seqlen: int
 
     def to(self, device: torch.device) -> "Layout":
         """Return the layout on `device`: itself, with all that it has worked out, if it is there."""
-        if self.first.device == device:
+        if self.cls_rows.device == device:
             return self
         tensors = [field.name for field in fields(self) if field.type is torch.Tensor]
         return replace(self, **{name: moved(getattr(self, name), device) for name in tensors})
 
     def __len__(self) -> int:
-        return len(self.example)
+        return len(self.batch_index)
 
     @property
     def batch(self) -> int:
         """Number of examples B."""
-        return len(self.first)
+        return len(self.cls_rows)
 
     @cached_property
     def cls(self) -> "Layout":
         """Position 0 of every example alone, (B,) rows of equal weight."""
-        every = torch.arange(self.batch, device=self.first.device)
+        every = torch.arange(self.batch, device=self.cls_rows.device)
         weight = self.weight.new_full((self.batch,), 1 / self.batch)
         return Layout(every, torch.zeros_like(every), weight, every, every, 1, 1, 1)
 
     # --- between rows and one line per example, where attention works ---
 
     @cached_property
-    def slots(self) -> torch.Tensor:
-        """Place of every row in a (B * Q) grid, (R,)."""
-        start = self.first.index_select(0, self.example)
-        return self.example * self.most + torch.arange(len(self), device=self.first.device) - start
+    def row_indices(self) -> torch.Tensor:
+        """Where every row lies in a (B * Q) grid, (R,)."""
+        start = self.cls_rows.index_select(0, self.batch_index)
+        return self.batch_index * self.max_rows + torch.arange(len(self), device=self.cls_rows.device) - start
 
     @cached_property
-    def real_slots(self) -> torch.Tensor:
-        """Place of every real row in a (B * K) grid, (N,)."""
-        example, position = (index.index_select(0, self.real) for index in (self.example, self.position))
-        return example * self.most_real + position
+    def token_indices(self) -> torch.Tensor:
+        """Where every row that holds a token lies in a (B * K) grid, (N,)."""
+        example, position = (index.index_select(0, self.token_rows) for index in (self.batch_index, self.position_ids))
+        return example * self.max_seqlen + position
 
     @cached_property
-    def real_mask(self) -> torch.Tensor:
-        """Which places of that grid are taken, (B, 1, 1, K) as attention over (B, heads, Q, K) wants it."""
-        mask = torch.zeros(self.batch * self.most_real, dtype=torch.bool, device=self.first.device)
-        return mask.index_fill(0, self.real_slots, True).view(self.batch, 1, 1, -1)
+    def attention_mask(self) -> torch.Tensor:
+        """Which cells of that grid hold a token, (B, 1, 1, K) as attention over (B, heads, Q, K) wants it."""
+        mask = torch.zeros(self.batch * self.max_seqlen, dtype=torch.bool, device=self.cls_rows.device)
+        return mask.index_fill(0, self.token_indices, True).view(self.batch, 1, 1, -1)
 
-    def select_real(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the (N, D) real ones of (R, D) rows."""
-        return rows if len(self.real) == len(self) else rows.index_select(0, self.real)
+    def select_tokens(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return those of (R, D) rows that hold a token, (N, D)."""
+        return rows if len(self.token_rows) == len(self) else rows.index_select(0, self.token_rows)
 
     def select_cls(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the (B, D) rows of [CLS] of (R, D) rows."""
-        return rows.index_select(0, self.first)
+        return rows.index_select(0, self.cls_rows)
 
-    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+    def pad_input(self, rows: torch.Tensor) -> torch.Tensor:
         """Return (R, D) rows as (B, Q, D), zero where an example has fewer."""
-        return spread(rows, self.slots, self.batch, self.most)
+        return pad_input(rows, self.row_indices, self.batch, self.max_rows)
 
-    def spread_real(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return (N, D) real rows as (B, K, D), zero where an example has fewer."""
-        return spread(rows, self.real_slots, self.batch, self.most_real)
+    def pad_tokens(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (N, D) rows that hold a token as (B, K, D), zero where an example has fewer."""
+        return pad_input(rows, self.token_indices, self.batch, self.max_seqlen)
 
-    def collect(self, grid: torch.Tensor) -> torch.Tensor:
+    def unpad_input(self, grid: torch.Tensor) -> torch.Tensor:
         """Return the (R, D) rows of a (B, Q, D) grid."""
         flat = grid.flatten(0, 1)
-        return flat if len(flat) == len(self) else flat.index_select(0, self.slots)
+        return flat if len(flat) == len(self) else flat.index_select(0, self.row_indices)
 
     # --- over rows ---
 
@@ -114,13 +115,13 @@ class Layout:
         centred = rows - self.example_mean(rows.mean(1)).unsqueeze(1)
         variance = self.example_mean(centred.square().mean(1))
         scaled = centred * (variance + norm.eps).rsqrt().unsqueeze(1)
-        return scaled * norm.weight.index_select(0, self.position) + norm.bias.index_select(0, self.position)
+        return scaled * norm.weight.index_select(0, self.position_ids) + norm.bias.index_select(0, self.position_ids)
 
     def example_mean(self, per_row: torch.Tensor) -> torch.Tensor:
         """Return for each row the weighted mean of (R,) values over its own example, (R,)."""
         share = self.weight.to(per_row.dtype) * self.batch  # sums to 1 over an example
-        means = per_row.new_zeros(self.batch).index_add(0, self.example, share * per_row)
-        return means.index_select(0, self.example)
+        means = per_row.new_zeros(self.batch).index_add(0, self.batch_index, share * per_row)
+        return means.index_select(0, self.batch_index)
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -130,14 +131,14 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def spread(rows: torch.Tensor, slots: torch.Tensor, batch: int, width: int) -> torch.Tensor:
-    """Return (X, D) rows as (B, width, D), row x at place slots[x] of B * width."""
-    if len(rows) == batch * width:
-        return rows.view(batch, width, -1)
-    return rows.new_zeros(batch * width, rows.shape[1]).index_copy(0, slots, rows).view(batch, width, -1)
+def pad_input(rows: torch.Tensor, indices: torch.Tensor, batch: int, seqlen: int) -> torch.Tensor:
+    """Return (X, D) rows as (B, seqlen, D), row x at indices[x] of B * seqlen."""
+    if len(rows) == batch * seqlen:
+        return rows.view(batch, seqlen, -1)
+    return rows.new_zeros(batch * seqlen, rows.shape[1]).index_copy(0, indices, rows).view(batch, seqlen, -1)
 
 
-# --- the layouts there are; `lengths` (B,) are the examples' real rows ------------------------------------------------
+# --- the layouts there are; `lengths` (B,) count the examples' tokens -----------------------------------------------
 
 
 def full(lengths: np.ndarray, seq_len: int) -> Layout:
@@ -146,12 +147,12 @@ def full(lengths: np.ndarray, seq_len: int) -> Layout:
 
 
 def packed(lengths: np.ndarray, seq_len: int) -> Layout:
-    """Real positions only; an example's mean is over these, and every example has the same weight."""
+    """Tokens only; an example's mean is over these, and every example has the same weight."""
     return arrange(np.arange(seq_len) < lengths[:, None], lengths, np.ones(len(lengths)))
 
 
 def sampled(lengths: np.ndarray, seq_len: int, count: int, keys: Iterable[tuple[int, ...]]) -> Layout:
-    """Real positions and `count` padding positions of each example, or all where there are no more.
+    """All tokens and `count` padding positions of each example, or all where there are no more.
 
     They are drawn without replacement, from nothing but the example's own key of `keys` (B,), and each stands for
     n_pad / count of them: every mean is the mean of `full` in expectation.
@@ -166,11 +167,11 @@ def sampled(lengths: np.ndarray, seq_len: int, count: int, keys: Iterable[tuple[
 
 def arrange(present: np.ndarray, lengths: np.ndarray, stands_for: np.ndarray) -> Layout:
     """Return the layout of the positions `present` (B, S), where a padding row counts `stands_for` (B,) times."""
-    example, position = np.nonzero(present)
-    is_real = position < lengths[example]
-    weight = np.where(is_real, 1.0, stands_for[example])
-    weight /= np.bincount(example, weight)[example] * len(lengths)
+    batch_index, position_ids = np.nonzero(present)
+    is_token = position_ids < lengths[batch_index]
+    weight = np.where(is_token, 1.0, stands_for[batch_index])
+    weight /= np.bincount(batch_index, weight)[batch_index] * len(lengths)
     counts = present.sum(1)
-    first = np.cumsum(counts) - counts
-    arrays = (example, position, weight, np.flatnonzero(is_real), first)
+    cls_rows = np.cumsum(counts) - counts
+    arrays = (batch_index, position_ids, weight, np.flatnonzero(is_token), cls_rows)
     return Layout(*map(torch.from_numpy, arrays), present.shape[1], int(counts.max()), int(lengths.max()))

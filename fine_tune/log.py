@@ -9,7 +9,7 @@ from tensorboard.compat.proto import event_pb2
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from fine_tune import ranks
+from fine_tune import distributed
 from fine_tune.files import make_folder, remove_parts, replacing
 
 TRAINING = ".train"  # ends the names of the event files that training writes; evaluation has files of its own
@@ -46,7 +46,7 @@ def records(content: bytes) -> Iterator[tuple[bytes, int]]:
 
 def say(line: str) -> None:
     """Print a line of information where the progress line goes, so that standard output stays for results."""
-    if ranks.first():
+    if distributed.is_main_process():
         tqdm.write(line, file=sys.stderr)
 
 
@@ -54,7 +54,12 @@ def progress(total: int, initial: int, what: str) -> tqdm:
     """Return a progress line with rate and time left; in a log file it is written twice a minute."""
     interval = 0.1 if sys.stderr.isatty() else 30
     return tqdm(
-        total=total, initial=initial, unit=what, mininterval=interval, dynamic_ncols=True, disable=not ranks.first()
+        total=total,
+        initial=initial,
+        unit=what,
+        mininterval=interval,
+        dynamic_ncols=True,
+        disable=not distributed.is_main_process(),
     )
 
 
@@ -68,7 +73,7 @@ class Log:
         self, folder: Path, prefix: str, start: int, total_step: int, log_step: int, before: Callable[[], None]
     ) -> None:
         self.before, self.writer = before, None
-        if ranks.first():
+        if distributed.is_main_process():
             forget_after(folder, start)
             self.writer = writer(folder, TRAINING)
         self.progress = progress(total_step, start, "step")

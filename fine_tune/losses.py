@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from fine_tune.layout import Layout
 
 
-def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def hard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return CE(logits (B, C), label ids (B,)), or the MSE when C is 1 and labels are scores: a scalar."""
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels)

@@ -14,12 +14,12 @@ import transformers
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from fine_tune.arithmetic import full_precision
 from fine_tune.config import require, student_sizes
 from fine_tune.data import Batch
 from fine_tune.encoder import encode
 from fine_tune.errors import UserError
 from fine_tune.linear import convert
+from fine_tune.precision import no_autocast
 
 SIZES = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
@@ -44,7 +44,7 @@ class BertClassifier(nn.Module):
     def forward(self, batch: Batch, cls_only: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return logits (B, C), and L times the state after a layer: of the batch's rows (R, D), or of [CLS] (B, D)."""
         pooled, hiddens = encode(self.encoder, batch, cls_only)
-        with full_precision(pooled.device):
+        with no_autocast(pooled.device):
             return self.linear_layer(self.dropout(pooled.float())), hiddens
 
 

@@ -1,4 +1,4 @@
-"""What is trained together: modules, their AdamW, its linear schedule, what is clipped as one; when not to update."""
+"""AdamW for a group of modules, its linear schedule, what is clipped as one; when not to update."""
 
 import math
 
@@ -8,23 +8,23 @@ from torch import nn
 from fine_tune.errors import NotFinite
 
 
-def warm_up_factor(done: int, warmup_step: int, total_step: int) -> float:
+def warmup_factor(done: int, warmup_step: int, total_step: int) -> float:
     """Return the factor of the learning rate after `done` steps: 0 to 1 over the warm-up, then to 0 at total_step."""
     if done < warmup_step:
         return done / warmup_step
     return max(0, total_step - done) / max(1, total_step - warmup_step)
 
 
-class Learner:
+class OptimizerGroup:
     """Modules trained by one AdamW (Loshchilov & Hutter 2019); each module's gradient is clipped on its own.
 
-    Biases and LayerNorm weights are not decayed.
+    `peak_lr` is the learning rate at the end of the warm-up. Biases and LayerNorm weights are not decayed.
     """
 
     def __init__(
         self,
         modules: list[nn.Module],
-        lr: float,
+        peak_lr: float,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
@@ -34,7 +34,7 @@ class Learner:
     ) -> None:
         self.clipped_together = [list(module.parameters()) for module in modules]
         self.device = self.clipped_together[0][0].device
-        self.lr, self.max_norm, self.warmup_step, self.total_step = lr, max_norm, warmup_step, total_step
+        self.peak_lr, self.max_norm, self.warmup_step, self.total_step = peak_lr, max_norm, warmup_step, total_step
         named = [pair for module in modules for pair in module.named_parameters()]
         groups = [
             {"params": [p for name, p in named if decays(name)], "weight_decay": weight_decay},
@@ -47,17 +47,17 @@ class Learner:
         norms = [nn.utils.clip_grad_norm_(parameters, self.max_norm) for parameters in self.clipped_together]
         return torch.stack([norm.to(self.device) for norm in norms]).max()  # max passes nan on
 
-    def rate(self, number: int) -> float:
-        """Return the learning rate of step `number`, counted from 1; the first step runs at 0."""
-        return self.lr * warm_up_factor(number - 1, self.warmup_step, self.total_step)
+    def lr(self, step: int) -> float:
+        """Return the learning rate of `step`, counted from 1; the first step runs at 0."""
+        return self.peak_lr * warmup_factor(step - 1, self.warmup_step, self.total_step)
 
-    def step(self, number: int, skip: torch.Tensor) -> float:
-        """Update and clear the gradients as step `number`, counted from 1; return the learning rate used.
+    def step(self, step: int, found_inf: torch.Tensor) -> float:
+        """Update and clear the gradients as `step`, counted from 1; return the learning rate used.
 
-        Where the scalar `skip` is 1, the update is left out on the device itself, so that nothing waits for its value.
+        Where the scalar `found_inf` is 1, the update is left out on the device itself, so nothing waits for its value.
         """
-        self.optimizer.found_inf = skip.to(self.device)  # how a fused optimiser is told by a gradient scaler
-        lr = self.rate(number)
+        self.optimizer.found_inf = found_inf.to(self.device)  # how a fused optimiser is told by a gradient scaler
+        lr = self.lr(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -65,35 +65,35 @@ class Learner:
         return lr
 
 
-class Guard:
+class NonFiniteGuard:
     """Watches what must be finite, from the first bad step on says to skip every update, and reports that step.
 
-    Everything stays on the device of the watched values until `check`.
+    Everything stays on the device of the watched values until `raise_if_tripped`.
     """
 
-    def __init__(self, learners: dict[str, Learner]) -> None:
-        self.learners = learners
+    def __init__(self, groups: dict[str, OptimizerGroup]) -> None:
+        self.groups = groups
         self.step = torch.zeros((), dtype=torch.long)  # 0 while all is well
         self.values = torch.zeros(0)
         self.names: list[str] = []
 
-    def skip(self, step: int, watched: dict[str, torch.Tensor]) -> torch.Tensor:
+    def found_inf(self, step: int, watched: dict[str, torch.Tensor]) -> torch.Tensor:
         """Take the scalars of a step; return 1.0 if one of them, or of an earlier step, is not finite, else 0.0."""
-        place = next(iter(watched.values())).device
-        values = torch.stack([value.detach().to(place) for value in watched.values()])
-        known, before = self.step.to(place), self.values if self.names else torch.zeros_like(values)
+        device = next(iter(watched.values())).device
+        values = torch.stack([value.detach().to(device) for value in watched.values()])
+        known, before = self.step.to(device), self.values if self.names else torch.zeros_like(values)
         bad_now = ~values.isfinite().all()
         self.values = torch.where(known > 0, before, values)
         self.step = torch.where((known == 0) & bad_now, step, known)
         self.names = list(watched)
         return (self.step > 0).float()
 
-    def check(self) -> None:
+    def raise_if_tripped(self) -> None:
         """Raise NotFinite naming the first bad step and what was not finite in it; waits for the device."""
         step = int(self.step)
         if step:
             bad = [f"{n} {v}" for n, v in zip(self.names, self.values.tolist(), strict=True) if not math.isfinite(v)]
-            at = ", ".join(f"{name} {learner.rate(step):g}" for name, learner in self.learners.items())
+            at = ", ".join(f"{name} {group.lr(step):g}" for name, group in self.groups.items())
             raise NotFinite(f"step {step} at {at}: {', '.join(bad)}; the last checkpoint stays; try a lower rate")
 
 

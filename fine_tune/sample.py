@@ -274,7 +274,7 @@ def write_bert(folder: Path) -> None:
 
 def main() -> None:
     """Write the sample."""
-    out = cli.Flag("out", cli.place, "folder to write QQP/ and bert/ into")
+    out = cli.Flag("out", cli.path, "folder to write QQP/ and bert/ into")
     flags = cli.parse(__doc__, [("sample", [out])], (), "python -m fine_tune.sample --out data/sample")
     for part in ("QQP", "bert"):
         make_folder(Path(flags.out) / part)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fine_tune import experiment, models, ranks
-from fine_tune.arithmetic import compile_rows, mixed, prepare
+from fine_tune import distributed, experiment, models
 from fine_tune.data import Batch
 from fine_tune.layout import Layout, packed
-from fine_tune.losses import label_loss
+from fine_tune.losses import hard_loss
+from fine_tune.precision import autocast, check_precision, compile_rows
 from fine_tune.tasks import TASKS
 from fine_tune.train import Named
 
@@ -18,16 +18,16 @@ from fine_tune.train import Named
 class FineTuning(nn.Module):
     """A classifier on its device, and the loss between its logits and the labels."""
 
-    def __init__(self, model: models.BertClassifier, config: Namespace, place: torch.device) -> None:
+    def __init__(self, model: models.BertClassifier, config: Namespace, device: torch.device) -> None:
         super().__init__()
-        self.model, self.config, self.place = model, config, place
+        self.model, self.config, self.device = model, config, device
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Named]:
         """Return the loss of a batch, also by name."""
-        batch = batch.to(self.place)
-        with mixed(self.config.precision, [self.place]):
+        batch = batch.to(self.device)
+        with autocast(self.config.precision, [self.device]):
             logits, _ = self.model(batch, cls_only=True)
-        loss = label_loss(logits, batch.labels)
+        loss = hard_loss(logits, batch.labels)
         return loss, {"loss": loss}
 
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
@@ -37,8 +37,8 @@ class FineTuning(nn.Module):
 
 def teach(flags: Namespace) -> None:
     """Fine-tune the teacher that `flags` describe."""
-    [device] = ranks.devices(flags, "device_id")
-    prepare(flags, [device])
+    [device] = distributed.select_devices(flags, "device_id")
+    check_precision(flags, [device])
     if experiment.settled(flags):
         return
     pretrained = models.find_pretrained(flags.ptrain_ver, f"--ptrain_ver {flags.ptrain_ver}")
@@ -54,8 +54,8 @@ def teach(flags: Namespace) -> None:
         encoder=models.sizes(pretrained.config),
         data_sha256=data_sha256,
     )
-    learners = {"lr": experiment.learner(config, [model])}
+    groups = {"lr": experiment.optimizer_group(config, [model])}
     tag = f"{config.task}/{config.dataset}"
     tuning, parts = FineTuning(model, config, device), {"model": model}
-    job = experiment.Job(config, parts, learners, tuning, tokens, pretrained.tokenizer, tuning.layout, tag)
+    job = experiment.Job(config, parts, groups, tuning, tokens, pretrained.tokenizer, tuning.layout, tag)
     experiment.run(job, flags.overwrite)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from fine_tune import interrupt
-from fine_tune.arithmetic import mixed
 from fine_tune.data import Batch, Tokens
 from fine_tune.files import make_folder, replacing
 from fine_tune.layout import moved, packed
 from fine_tune.log import progress, say
 from fine_tune.models import BertClassifier
+from fine_tune.precision import autocast
 
 FORMAT = "1"  # part of the key: raise it whenever the numbers change their meaning
 SIZE = 256  # examples computed at a time
@@ -51,7 +51,7 @@ def cached_answers(
     key covers it, all tokens, what is kept, and the precision, so nothing stale is ever used.
     """
     content = hashlib.sha256()
-    for array in (tokens.ids, tokens.offsets, tokens.first):
+    for array in (tokens.ids, tokens.offsets, tokens.first_segment):
         content.update(array)
     parts = (FORMAT, identity, content.hexdigest(), str(states), precision)
     path = cache / f"teacher-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.npy"
@@ -100,14 +100,14 @@ def write(path: Path, teacher: BertClassifier, tokens: Tokens, states: bool, pre
 @torch.inference_mode()
 def computed(teacher: BertClassifier, tokens: Tokens, states: bool, precision: str) -> Iterator[bytes]:
     """Yield the answers for SIZE examples at a time, as little-endian fp32."""
-    place = teacher.linear_layer.weight.device
+    device = teacher.linear_layer.weight.device
     with progress(len(tokens), 0, "ex") as shown:
         shown.set_description("teacher")
         for start in range(0, len(tokens), SIZE):
             chosen = np.arange(start, min(start + SIZE, len(tokens)))
             lengths = tokens.lengths(chosen)
-            batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(place)
-            with mixed(precision, [place]):
+            batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
+            with autocast(precision, [device]):
                 logits, hiddens = teacher(batch, cls_only=True)
             yield torch.cat([logits, *hiddens] if states else [logits], 1).cpu().numpy().astype("<f4").tobytes()
             shown.update(len(chosen))

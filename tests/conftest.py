@@ -22,9 +22,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fine_tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with bert/, data/ and a teacher in runs/, fine-tuned by the real script; do not write into it."""
-    root = tmp_path_factory.mktemp("taught")
+    root = tmp_path_factory.mktemp("fine_tuned")
     tiny.make_bert(root / "bert")
     tiny.make_qqp(root / "data")
     tiny.run_script("run_fine_tune", **tiny.teacher_flags(root))
@@ -42,7 +42,7 @@ def golden_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def root(taught: Path, tmp_path: Path) -> Path:
-    """Return a copy of `taught` to work in."""
-    shutil.copytree(taught, tmp_path / "root")
+def root(fine_tuned: Path, tmp_path: Path) -> Path:
+    """Return a copy of `fine_tuned` to work in."""
+    shutil.copytree(fine_tuned, tmp_path / "root")
     return tmp_path / "root"

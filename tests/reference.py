@@ -106,18 +106,18 @@ class PlainLad(Plain):
         """Return the logits loss and N hidden losses."""
         flags, T, layers = self.flags, self.flags["softmax_temp"], self.flags["num_hidden_layers"]
         with torch.no_grad():
-            z_t, taught = self.teacher(inputs, everything=True)
-        z_s, learned = self.student(inputs, everything=True)
+            z_t, teacher_hiddens = self.teacher(inputs, everything=True)
+        z_s, student_hiddens = self.student(inputs, everything=True)
         soft = (F.softmax(z_t / T, -1) * (F.log_softmax(z_t / T, -1) - F.log_softmax(z_s / T, -1))).sum(1).mean()
         terms = [flags["hard_weight"] * F.cross_entropy(z_s, labels) + flags["soft_weight"] * T**2 * soft]
-        a, skip = taught[1], (len(taught) - 1) // layers
-        for k in range(1, len(taught)):
+        a, skip = teacher_hiddens[1], (len(teacher_hiddens) - 1) // layers
+        for k in range(1, len(teacher_hiddens)):
             if k > 1:
                 mixer = self.gates[k - 2]
                 g = torch.sigmoid(mixer["linear"](a))
-                a = mixer["layernorm"](g * taught[k] + (1 - g) * a)
+                a = mixer["layernorm"](g * teacher_hiddens[k] + (1 - g) * a)
             if k % skip == 0:
-                terms.append(flags["mu"] / layers * F.mse_loss(a, learned[k // skip]))
+                terms.append(flags["mu"] / layers * F.mse_loss(a, student_hiddens[k // skip]))
         return terms
 
 

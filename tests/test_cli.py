@@ -69,14 +69,14 @@ GATES = {
     "gate_total_step": "--total_step",
     "gate_warmup_step": "--warmup_step",
 }
-PLACES = {
+PATHS = {
     "data_dir": str(ROOT / "data" / "fine_tune"),
     "experiment_dir": str(ROOT / "data" / "fine_tune_experiment"),
 }
 RUNS = {"overwrite": False, "keep_last": None}
 SPEED = {"precision": "fp32", "compile": False}
 
-TEACHING = EXPERIMENT | {"device_id": 0} | DATA_SPLIT | TEACHER | TRAINING | SPEED | PLACES | RUNS
+TEACHING = EXPERIMENT | {"device_id": 0} | DATA_SPLIT | TEACHER | TRAINING | SPEED | PATHS | RUNS
 DISTILLING = (
     EXPERIMENT
     | {"device_id": REQUIRED}
@@ -86,10 +86,10 @@ DISTILLING = (
     | OBJECTIVE
     | SPEED
     | {"cache_teacher": False}
-    | PLACES
+    | PATHS
     | RUNS
 )
-EVALUATING = EXPERIMENT | {"device_id": None} | DATA_SPLIT | {"batch_size": 32} | PLACES
+EVALUATING = EXPERIMENT | {"device_id": None} | DATA_SPLIT | {"batch_size": 32} | PATHS
 SCRIPTS = {
     "run_fine_tune.py": TEACHING,
     "run_pkd_distill.py": DISTILLING,
@@ -130,7 +130,7 @@ class Desk:
             path = self.data / f"{name}.tsv"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        self.places = {"data_dir": str(self.data), "experiment_dir": str(self.runs)}
+        self.paths = {"data_dir": str(self.data), "experiment_dir": str(self.runs)}
         self.pretrained = folder / "pretrained"
         self.pretrained.mkdir()
         (self.pretrained / "config.json").write_text("{}")
@@ -155,14 +155,14 @@ class Desk:
 
     def teaching(self, **changes: str | None) -> list[str]:
         given = {"experiment": "boss", "task": "qqp", "dataset": "train", "num_class": "2"}
-        return words(given | {"ptrain_ver": str(self.pretrained)} | self.places | changes)
+        return words(given | {"ptrain_ver": str(self.pretrained)} | self.paths | changes)
 
     def distilling(self, **changes: str | None) -> list[str]:
         given = {"experiment": "pupil", "task": "qqp", "device_id": "-1", "teacher_exp": "boss", "tckpt": "1"}
-        return words(given | self.places | changes)
+        return words(given | self.paths | changes)
 
     def evaluating(self, **changes: str | None) -> list[str]:
-        return words({"experiment": "boss", "task": "qqp", "dataset": "dev"} | self.places | changes)
+        return words({"experiment": "boss", "task": "qqp", "dataset": "dev"} | self.paths | changes)
 
 
 def words(given: dict[str, str | None]) -> list[str]:
@@ -190,7 +190,7 @@ def alp(argv: list[str]) -> Namespace:
 
 def evaluate(argv: list[str], default: object = "0", checks=config.EVALUATION) -> Namespace:
     ckpt = cli.Flag("ckpt", cli.whole(0), "", default)
-    groups = [cli.experiment(falls_back="the run's own"), cli.data_split(), cli.evaluation(ckpt), cli.places()]
+    groups = [cli.experiment(falls_back="the run's own"), cli.data_split(), cli.evaluation(ckpt), cli.paths()]
     return cli.parse("", groups, checks, "", argv)
 
 
@@ -276,8 +276,8 @@ def test_the_example_of_the_help_is_a_command(script, call, tmp_path):
     """It is read without a complaint about its flags: what is missing is the data and the runs it speaks of."""
     command = call(script, ["-h"]).stdout.partition("example:\n")[2].replace("\\\n", " ").split()
     assert command[:2] == ["python", script]
-    places = ["--data_dir", str(tmp_path / "glue"), "--experiment_dir", str(tmp_path / "runs")]
-    done = call(script, [*command[2:], *places])
+    paths = ["--data_dir", str(tmp_path / "glue"), "--experiment_dir", str(tmp_path / "runs")]
+    done = call(script, [*command[2:], *paths])
     assert done.returncode == 2
     problems = done.stderr.strip().removeprefix(f"{script}: error: ").split("; ")
     missing = ("--data_dir ", "download the data", "--teacher_exp", "--experiment", "is this the run you meant")
@@ -299,12 +299,12 @@ def expected(table: dict[str, object], given: dict[str, object]) -> dict[str, ob
 
 def test_defaults_are_those_of_the_contract(desk):
     desk.run()
-    places = {"data_dir": str(desk.data), "experiment_dir": str(desk.runs)}
-    common = {"experiment": "boss", "task": "qqp"} | places
+    paths = {"data_dir": str(desk.data), "experiment_dir": str(desk.runs)}
+    common = {"experiment": "boss", "task": "qqp"} | paths
     teacher = common | {"dataset": "train", "num_class": 2, "ptrain_ver": str(desk.pretrained)}
     assert vars(teach(desk.teaching())) == expected(TEACHING, teacher) | {"kind": "teacher"}
 
-    student = {"experiment": "pupil", "task": "qqp", "device_id": -1, "teacher_exp": "boss", "tckpt": 1} | places
+    student = {"experiment": "pupil", "task": "qqp", "device_id": -1, "teacher_exp": "boss", "tckpt": 1} | paths
     facts = {"kind": "student", "method": "lad"}
     assert vars(lad(desk.distilling())) == expected(DISTILLING | GATES, student) | facts
     found = probe(["--probing_exp", "lad_cls", *desk.distilling()])
@@ -320,13 +320,13 @@ def test_defaults_are_those_of_the_contract(desk):
     assert vars(found) == expected(SCRIPTS["generate_test_prediction.py"], evaluation | {"ckpt": 1})
 
 
-def test_default_places_lie_in_the_project_wherever_one_stands(tmp_path, monkeypatch):
+def test_default_paths_lie_in_the_project_wherever_one_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = cli.parse("", [cli.places()], (), "", [])
-    assert vars(found) == PLACES
+    found = cli.parse("", [cli.paths()], (), "", [])
+    assert vars(found) == PATHS
 
 
-def test_given_places_are_relative_to_the_current_folder(desk, monkeypatch):
+def test_given_paths_are_relative_to_the_current_folder(desk, monkeypatch):
     monkeypatch.chdir(desk.folder)
     found = teach(desk.teaching(data_dir="glue", experiment_dir="some/runs", ptrain_ver="pretrained"))
     assert found.data_dir == str(desk.data)
@@ -355,14 +355,14 @@ def test_gate_steps_fall_back_on_the_students(desk):
 
 def test_devices_fall_back_on_the_students(desk):
     desk.run()
-    for given, places in (
+    for given, devices in (
         ({"device_id": "3"}, (3, 3, 3)),
         ({"device_id": "3", "tdevice_id": "-1"}, (3, -1, 3)),
         ({"device_id": "-1", "gate_device_id": "1"}, (-1, -1, 1)),
         ({"device_id": "0", "tdevice_id": "1", "gate_device_id": "2"}, (0, 1, 2)),
     ):
         found = lad(desk.distilling(**given))
-        assert (found.device_id, found.tdevice_id, found.gate_device_id) == places
+        assert (found.device_id, found.tdevice_id, found.gate_device_id) == devices
     assert teach(desk.teaching()).device_id == 0
     assert teach(desk.teaching(device_id="-1")).device_id == -1
     assert evaluate(desk.evaluating(device_id="2")).device_id == 2

@@ -394,7 +394,7 @@ def padded(tokens: data.Tokens, chosen: np.ndarray, length: int | None = None) -
     lengths = tokens.lengths(chosen)
     batch = tokens.batch(chosen, full(lengths, length or lengths.max()))
     mask = torch.zeros(len(batch.layout), dtype=torch.bool)
-    mask[batch.layout.real] = True
+    mask[batch.layout.token_rows] = True
     shape = (len(chosen), -1)
     ids, types = batch.input_ids.view(shape), batch.token_type_ids.view(shape)
     return Namespace(input_ids=ids, token_type_ids=types, attention_mask=mask.view(shape), labels=batch.labels)

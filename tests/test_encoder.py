@@ -67,7 +67,7 @@ def test_numbers_are_the_librarys(name: str, cls_only: bool) -> None:
     torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-5)
     assert len(hiddens) == LAYERS
     for found, known in zip(hiddens, planes, strict=True):
-        wanted = known[:, 0] if cls_only else known[layout.example, layout.position]
+        wanted = known[:, 0] if cls_only else known[layout.batch_index, layout.position_ids]
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(hiddens[0], hiddens[1], atol=1e-2)  # layers do something
 
@@ -81,14 +81,14 @@ def test_gradients_are_the_librarys(name: str, cls_only: bool) -> None:
     weights = torch.randn(LAYERS, 4, S, 24, generator=torch.Generator().manual_seed(1))
 
     def gradients(pooled: torch.Tensor, read: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        pairs = zip(read, weights[:, layout.example, layout.position], strict=True)
+        pairs = zip(read, weights[:, layout.batch_index, layout.position_ids], strict=True)
         loss = pooled.sum() + sum((weight * state).sum() for state, weight in pairs)
         bert.zero_grad()
         loss.backward()
         return {name: parameter.grad.clone() for name, parameter in bert.named_parameters()}
 
     pooled, planes = theirs(bert)
-    expected = gradients(pooled, [plane[layout.example, layout.position] for plane in planes])
+    expected = gradients(pooled, [plane[layout.batch_index, layout.position_ids] for plane in planes])
     pooled, hiddens = encode(bert, make_batch(LAYOUTS[name]), cls_only)
     found = gradients(pooled, hiddens)
     for name_, gradient in expected.items():
@@ -102,7 +102,7 @@ def test_padding_is_seen_by_nobody() -> None:
     batch = make_batch(layout)
     _, before = encode(bert, batch, cls_only=False)
     padding = torch.ones(len(layout), dtype=torch.bool)
-    padding[layout.real] = False
+    padding[layout.token_rows] = False
     batch.input_ids[padding] = 7
     _, after = encode(bert, batch, cls_only=False)
     for one, other in zip(before, after, strict=True):

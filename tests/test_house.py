@@ -8,8 +8,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "interrupt", "files", "tasks", "config", "cli"},  # standard library only
     {
-        "ranks",
-        "arithmetic",
+        "distributed",
+        "precision",
         "linear",
         "layout",
         "data",
@@ -34,10 +34,10 @@ SAME_FLOOR = {  # what may lean on a neighbour, and on which
     "losses": {"layout"},
     "data": {"layout"},
     "encoder": {"data", "layout"},
-    "models": {"arithmetic", "data", "encoder", "linear"},
-    "ranks": {"data"},
-    "log": {"ranks"},
-    "checkpoint": {"optim", "log", "ranks"},
+    "models": {"precision", "data", "encoder", "linear"},
+    "distributed": {"data"},
+    "log": {"distributed"},
+    "checkpoint": {"optim", "log", "distributed"},
     "methods.pkd": {"methods"},
     "methods.lad": {"methods"},
     "methods.lad_no": {"methods"},

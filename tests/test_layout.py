@@ -25,12 +25,12 @@ def plane(seed: int) -> torch.Tensor:
 
 
 def rows(planes: torch.Tensor, layout: Layout) -> torch.Tensor:
-    return planes[layout.example, layout.position]
+    return planes[layout.batch_index, layout.position_ids]
 
 
 def there(layout: Layout) -> list[list[int]]:
     """Return for each example the positions that the layout holds."""
-    return [[int(p) for e, p in zip(layout.example, layout.position, strict=True) if e == b] for b in range(B)]
+    return [[int(p) for e, p in zip(layout.batch_index, layout.position_ids, strict=True) if e == b] for b in range(B)]
 
 
 def omega(name: str, b: int, s: int) -> float:
@@ -105,7 +105,7 @@ def test_the_sample_is_the_whole_in_expectation() -> None:
 def test_every_padding_position_is_drawn_equally_often() -> None:
     draws = 3000
     layout = sampled(np.full(draws, 3), S, 1, ((1, 1, row) for row in range(draws)))
-    counts = np.bincount(layout.position[layout.position >= 3], minlength=S)[3:]
+    counts = np.bincount(layout.position_ids[layout.position_ids >= 3], minlength=S)[3:]
     assert counts.sum() == draws
     assert abs(counts - draws / 4).max() < 5 * np.sqrt(draws * 3 / 16)  # five standard deviations
 
@@ -113,7 +113,7 @@ def test_every_padding_position_is_drawn_equally_often() -> None:
 def test_the_draw_depends_on_the_key_alone() -> None:
     keys = [(42, 1, row) for row in range(B)]
     together = there(sampled(LENGTHS, S, 1, keys))
-    alone = [sampled(LENGTHS[row : row + 1], S, 1, keys[row : row + 1]).position.tolist() for row in range(B)]
+    alone = [sampled(LENGTHS[row : row + 1], S, 1, keys[row : row + 1]).position_ids.tolist() for row in range(B)]
     assert together == alone
     others = [there(sampled(LENGTHS, S, 1, [(42, step, row) for row in range(B)])) for step in range(2, 12)]
     assert any(other != together for other in others)
@@ -122,14 +122,14 @@ def test_the_draw_depends_on_the_key_alone() -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_grids_and_rows(name: str) -> None:
     layout, values = LAYOUTS[name], plane(5)
-    grid = layout.spread(rows(values, layout))
-    real = layout.spread_real(layout.select_real(rows(values, layout)))
+    grid = layout.pad_input(rows(values, layout))
+    real = layout.pad_tokens(layout.select_tokens(rows(values, layout)))
     assert real.shape[1] == LENGTHS.max()
     for b, positions in enumerate(there(layout)):
         assert torch.equal(grid[b, : len(positions)], values[b, positions])
         assert not grid[b, len(positions) :].any()
         assert torch.equal(real[b, : LENGTHS[b]], values[b, : LENGTHS[b]])
-        assert layout.real_mask[b, 0, 0].tolist() == [s < LENGTHS[b] for s in range(real.shape[1])]
-    assert torch.equal(layout.collect(grid), rows(values, layout))
-    assert torch.equal(rows(values, layout)[layout.first], values[:, 0])
+        assert layout.attention_mask[b, 0, 0].tolist() == [s < LENGTHS[b] for s in range(real.shape[1])]
+    assert torch.equal(layout.unpad_input(grid), rows(values, layout))
+    assert torch.equal(rows(values, layout)[layout.cls_rows], values[:, 0])
     torch.testing.assert_close(layout.cls.mean(values[:, 0]), values[:, 0].mean(0))

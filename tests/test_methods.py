@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fine_tune.gates import Gate
 from fine_tune.layout import Layout, full
-from fine_tune.losses import hidden_loss, label_loss, soft_loss
+from fine_tune.losses import hard_loss, hidden_loss, soft_loss
 from fine_tune.methods import Method
 from fine_tune.methods.alp import alp
 from fine_tune.methods.lad import lad, lad_cls, lad_user_defined, partial_lad
@@ -43,7 +43,7 @@ def every(method: Method) -> Layout:
 
 def rows(planes: Planes, layout: Layout) -> list[torch.Tensor]:
     """Return (B, S, D) arrays as the rows of a layout."""
-    return [plane[layout.example, layout.position] for plane in planes]
+    return [plane[layout.batch_index, layout.position_ids] for plane in planes]
 
 
 def targets(method: Method, teacher: Planes, student: Planes) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -193,14 +193,14 @@ def test_alp_gradient_flows_through_the_weights() -> None:
     teacher, [state] = states(4, 1), states(1, 2)
     method = alp("alp-kd-hidden", 4, 1)
     layout = every(method)
-    taught = rows(teacher, layout)
+    teacher_hiddens = rows(teacher, layout)
 
     def loss(learned: torch.Tensor) -> torch.Tensor:
-        return hidden_loss(method(taught, [learned], layout), layout)
+        return hidden_loss(method(teacher_hiddens, [learned], layout), layout)
 
     learned = state.reshape(-1, D).requires_grad_()
     assert torch.autograd.gradcheck(loss, (learned,))  # against finite differences, which know nothing of detaching
-    [(target, _)] = method(taught, [learned], layout)
+    [(target, _)] = method(teacher_hiddens, [learned], layout)
     detached = torch.autograd.grad((target.detach() - learned).square().mean(), learned)[0]
     assert not torch.allclose(torch.autograd.grad(loss(learned), learned)[0], detached)
 
@@ -258,14 +258,14 @@ def test_soft_loss_is_the_kl_of_the_softened_distributions() -> None:
 
 def test_regression_losses_are_plain_mse() -> None:
     logits, teacher, labels = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [2.5]]), torch.tensor([0.0, 4.0])
-    assert label_loss(logits, labels).item() == pytest.approx((1 + 4) / 2)
+    assert hard_loss(logits, labels).item() == pytest.approx((1 + 4) / 2)
     assert soft_loss(logits, teacher, temperature=9).item() == pytest.approx((4 + 0.25) / 2)
 
 
 def test_label_loss_is_cross_entropy() -> None:
     logits, labels = torch.tensor([[1.0, -1.0], [0.5, 2.0]]), torch.tensor([0, 0])
     expected = [-math.log(math.exp(a) / (math.exp(a) + math.exp(b))) for a, b in logits.tolist()]
-    assert label_loss(logits, labels).item() == pytest.approx(sum(expected) / 2)
+    assert hard_loss(logits, labels).item() == pytest.approx(sum(expected) / 2)
 
 
 def test_hidden_loss_is_the_sum_of_means() -> None:

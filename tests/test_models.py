@@ -142,8 +142,8 @@ def test_unknown_hub_name_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "runs").exists()
 
 
-def test_too_long_for_the_pretrained_model(taught: Path, tmp_path: Path) -> None:
-    flags = tiny.teacher_flags(taught, max_seq_len=64, experiment_dir=tmp_path / "runs")
+def test_too_long_for_the_pretrained_model(fine_tuned: Path, tmp_path: Path) -> None:
+    flags = tiny.teacher_flags(fine_tuned, max_seq_len=64, experiment_dir=tmp_path / "runs")
     with pytest.raises(UserError, match="--max_seq_len 64: .* reads at most 32 word pieces"):
         tiny.run_script("run_fine_tune", **flags)
 

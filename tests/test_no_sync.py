@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from fine_tune import linear
 from fine_tune.data import Batch
-from fine_tune.optim import Guard, Learner
+from fine_tune.optim import NonFiniteGuard, OptimizerGroup
 from fine_tune.train import train
 from tests.test_pad_loss import METHODS, distillation, make_tokens
 
@@ -31,17 +31,17 @@ def step(name: str, pad_loss: str, mu: float, read: bool = False) -> None:
     with FakeTensorMode() as mode:
         hollow, what = without_values(batch, mode), distillation(name, pad_loss, mu=mu)
         what.student.train()
-        flags = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1}
+        flags = {"peak_lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1}
         flags |= {"warmup_step": 1, "total_step": 100}
-        learners = {"lr": Learner([what.student], **flags)}
+        groups = {"lr": OptimizerGroup([what.student], **flags)}
         if what.method.gates:
-            learners["gate_lr"] = Learner(list(what.method.gates.values()), **flags)
+            groups["gate_lr"] = OptimizerGroup(list(what.method.gates.values()), **flags)
 
         def look(step: int, shown: dict[str, torch.Tensor], *rest: object) -> None:
             if read:
                 shown["loss"].item()
 
-        train(range(1, 3), 1, iter([hollow] * 2), what, learners, Guard(learners), look, look)
+        train(range(1, 3), 1, iter([hollow] * 2), what, groups, NonFiniteGuard(groups), look, look)
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +60,13 @@ def test_one_that_reads_is_found() -> None:
         step("lad", "all", 9, read=True)
 
 
-def placed(module: nn.Module, place: torch.device) -> None:
+def moved(module: nn.Module, device: torch.device) -> None:
     """Move a module without values; its own `to` cannot."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
-            part._parameters[name] = nn.Parameter(parameter.detach().to(place), parameter.requires_grad)
+            part._parameters[name] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
         for name, buffer in part._buffers.items():
-            part._buffers[name] = buffer.to(place)
+            part._buffers[name] = buffer.to(device)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "alp" not in name])  # slices want a real GPU
@@ -83,12 +83,12 @@ def test_teacher_student_and_gates_live_where_they_are_told(
     batch = tokens.batch(chosen, distillation(name, pad_loss).layout(tokens.lengths(chosen), chosen, 1))
     with FakeTensorMode() as mode, torch.no_grad():
         hollow, what = without_values(batch, mode), distillation(name, pad_loss)
-        what.places = [torch.device(flag) for flag in flags]
-        for part, place in zip((what.teacher, what.student, what.method), what.places, strict=True):
-            placed(part, place)
+        what.devices = [torch.device(flag) for flag in flags]
+        for part, device in zip((what.teacher, what.student, what.method), what.devices, strict=True):
+            moved(part, device)
         loss, shown = what(hollow)
-    assert loss.device == what.places[1]
-    assert {value.device for value in shown.values()} == {what.places[1]}
+    assert loss.device == what.devices[1]
+    assert {value.device for value in shown.values()} == {what.devices[1]}
 
 
 def test_a_part_in_the_wrong_place_is_found() -> None:
@@ -97,6 +97,6 @@ def test_a_part_in_the_wrong_place_is_found() -> None:
     with FakeTensorMode() as mode, torch.no_grad():
         hollow, what = without_values(batch, mode), distillation("lad", "all")
         for part, name in ((what.teacher, "cpu"), (what.student, "cpu"), (what.method, "cuda:0")):
-            placed(part, torch.device(name))
+            moved(part, torch.device(name))
         with pytest.raises(RuntimeError, match="same device|different devices"):
             what(hollow)

@@ -12,7 +12,7 @@ import torch
 
 from fine_tune import checkpoint, cli, data, evaluate, experiment, files, train
 from fine_tune.errors import NotFinite, UserError
-from fine_tune.optim import Guard, Learner
+from fine_tune.optim import NonFiniteGuard, OptimizerGroup
 from tests import golden, tiny
 
 SCRIPTS = {
@@ -143,7 +143,7 @@ def test_a_killed_run_ends_bit_equal(root: Path, undisturbed: Callable, name: st
 
 KILLS = {
     "in mid-accumulation": [(data.Tokens, "batch", at_call(14, data.Tokens.batch))],
-    "between clipping and update": [(Learner, "step", at_call(15, Learner.step))],
+    "between clipping and update": [(OptimizerGroup, "step", at_call(15, OptimizerGroup.step))],
     "at an epoch's end": [(data, "epoch_order", at_call(2, data.epoch_order))],
     "before a rename": [(os, "replace", at_call(18, os.replace))],
     "before the state's rename": [(os, "replace", at_call(13, os.replace))],
@@ -265,9 +265,9 @@ def test_evaluation_points_made_meanwhile_stay(root: Path) -> None:
     script, flags = flags_of(root, "teacher", "broken")
     kill = (train, "islice", at_call(8, train.islice))
     assert in_child(lambda: tiny.run_script(script, **flags), kill)[0] == -signal.SIGKILL
-    place = {"data_dir": root / "data", "experiment_dir": root / "broken"}
+    paths = {"data_dir": root / "data", "experiment_dir": root / "broken"}
     # Children all of them: tensorboard orders files of the same second by the process's number.
-    evaluation = {"experiment": "run", "task": "qqp", "dataset": "dev"} | place
+    evaluation = {"experiment": "run", "task": "qqp", "dataset": "dev"} | paths
     assert in_child(lambda: tiny.run_script("run_fine_tune_eval", **evaluation))[0] == 0
     before = tiny.curve(root / "broken", "run_bert_qqp", "qqp/dev/accuracy")
     assert list(before) == [5]
@@ -353,26 +353,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(root: Path) -> None:
 
 def test_a_bad_step_is_skipped_on_the_device_and_reported_later() -> None:
     module = torch.nn.Linear(2, 2)
-    learner = Learner(
-        [module], lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, max_norm=1, warmup_step=0, total_step=9
+    group = OptimizerGroup(
+        [module], peak_lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, max_norm=1, warmup_step=0, total_step=9
     )
-    guard = Guard({"lr": learner})
+    guard = NonFiniteGuard({"lr": group})
 
     def step(number: int, scale: float) -> None:
         loss = (module(torch.ones(1, 2)) * scale).sum()
         loss.backward()
-        norm = learner.clip()
-        learner.step(number, guard.skip(number, {"loss": loss, "gradient of lr": norm}))
+        norm = group.clip()
+        group.step(number, guard.found_inf(number, {"loss": loss, "gradient of lr": norm}))
 
     step(1, 1.0)
-    guard.check()
+    guard.raise_if_tripped()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     step(2, float("nan"))
     step(3, 1.0)  # the report has not been asked for yet: nothing more may be learned from here on
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     with pytest.raises(NotFinite, match=r"step 2 at lr 0.0888889: loss nan, gradient of lr nan; the last"):
-        guard.check()
-    assert all(value["step"] == 1 for value in learner.optimizer.state.values())
+        guard.raise_if_tripped()
+    assert all(value["step"] == 1 for value in group.optimizer.state.values())
 
 
 # --- nothing bad gets in --------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tests import golden, tiny
 ROOT = Path(__file__).parent.parent
 
 
-def places(root: Path) -> dict[str, object]:
+def paths(root: Path) -> dict[str, object]:
     return {"data_dir": root / "data", "experiment_dir": root / "runs"}
 
 
@@ -46,7 +46,7 @@ def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
     names = {f"{part}-{step}.pt" for part in ("model", "gate-1", "gate-2", "gate-3") for step in (2, 4, 6, 8)}
     assert {path.name for path in run.iterdir()} == names | {"config.json", "tokenizer", "SHA256SUMS"}
 
-    done = shell("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", ckpt=4, **places(root))
+    done = shell("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", ckpt=4, **paths(root))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["step", "accuracy", "f1_score", "eval_loss"]
@@ -57,7 +57,7 @@ def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
         shown = tiny.curve(root / "runs", "student_bert_qqp", f"qqp/dev/{tag}")
         assert shown == pytest.approx({row["step"]: row[tag] for row in saved["checkpoints"]}, rel=1e-6)
 
-    done = shell("generate_test_prediction", experiment="student", task="qqp", dataset="test", ckpt=8, **places(root))
+    done = shell("generate_test_prediction", experiment="student", task="qqp", dataset="test", ckpt=8, **paths(root))
     assert done.returncode == 0, done.stderr
     rows = (run / "QQP.tsv").read_text().split("\n")
     assert rows[0] == "index\tprediction"
@@ -67,7 +67,7 @@ def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
 
 def test_evaluation_against_the_library(root: Path) -> None:
     """Accuracy, F1 and loss from transformers' own model, one padded example at a time, and scikit-learn."""
-    tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", batch_size=4, **places(root))
+    tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", batch_size=4, **paths(root))
     folder = root / "runs" / "teacher_bert_qqp"
     saved = json.loads((folder / "eval-dev.json").read_text())
     rows = [line.split("\t") for line in (root / "data/QQP/dev.tsv").read_text().splitlines()[1:]]
@@ -93,7 +93,7 @@ def test_evaluation_against_the_library(root: Path) -> None:
 
 
 def test_evaluation_merges_by_step(root: Path) -> None:
-    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | places(root)
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | paths(root)
     tiny.run_script("run_fine_tune_eval", **flags, ckpt=4)
     path = root / "runs" / "teacher_bert_qqp" / "eval-dev.json"
     last = json.loads(path.read_text())["checkpoints"]
@@ -148,9 +148,9 @@ def test_every_method_trains_evaluates_and_predicts(root: Path, name: str) -> No
         weights = torch.load(run / f"{index}-3.pt", weights_only=True)
         assert weights.shape == (4,)
         assert weights.sum().item() == pytest.approx(1, rel=1e-5)
-    tiny.run_script("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", **places(root))
+    tiny.run_script("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", **paths(root))
     flags = {"experiment": "student", "task": "qqp", "dataset": "dev", "ckpt": 3}
-    tiny.run_script("generate_test_prediction", **flags, **places(root))
+    tiny.run_script("generate_test_prediction", **flags, **paths(root))
     predicted = [line.split("\t")[1] for line in (run / "QQP-dev.tsv").read_text().splitlines()[1:]]
     labels = [line.split("\t")[5] for line in (root / "data/QQP/dev.tsv").read_text().splitlines()[1:]]
     accuracy = np.mean([a == b for a, b in zip(predicted, labels, strict=True)])
@@ -170,18 +170,18 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_finished_run_is_left_alone(taught: Path, capsys: pytest.CaptureFixture) -> None:
-    before = snapshot(taught)
-    tiny.run_script("run_fine_tune", **tiny.teacher_flags(taught))
+def test_a_finished_run_is_left_alone(fine_tuned: Path, capsys: pytest.CaptureFixture) -> None:
+    before = snapshot(fine_tuned)
+    tiny.run_script("run_fine_tune", **tiny.teacher_flags(fine_tuned))
     assert "is finished (4 steps); nothing to do" in capsys.readouterr().err
-    assert snapshot(taught) == before
+    assert snapshot(fine_tuned) == before
 
 
-def test_other_flags_under_the_same_name_are_refused(taught: Path) -> None:
-    before = snapshot(taught)
+def test_other_flags_under_the_same_name_are_refused(fine_tuned: Path) -> None:
+    before = snapshot(fine_tuned)
     with pytest.raises(UserError, match=r"--lr was 0\.001, now 0\.5, --seed was 42, now 43; use another name"):
-        tiny.run_script("run_fine_tune", **tiny.teacher_flags(taught, lr=0.5, seed=43, log_step=7))
-    assert snapshot(taught) == before
+        tiny.run_script("run_fine_tune", **tiny.teacher_flags(fine_tuned, lr=0.5, seed=43, log_step=7))
+    assert snapshot(fine_tuned) == before
 
 
 def test_overwrite_moves_the_old_run_aside(root: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_missing_gpu_is_one_line(root: Path) -> None:
 def test_mistakes_in_evaluation(root: Path, script: str, changes: dict, expected: str) -> None:
     before = snapshot(root)
     with pytest.raises(UserError, match=expected):
-        tiny.run_script(script, **{"experiment": "teacher", "task": "qqp"} | changes | places(root))
+        tiny.run_script(script, **{"experiment": "teacher", "task": "qqp"} | changes | paths(root))
     assert snapshot(root) == before
 
 

@@ -85,23 +85,23 @@ def make_task(data: Path, task: str) -> None:
 
 
 @pytest.mark.parametrize("task", FOLDERS)
-def test_a_task_from_its_files_to_the_leaderboard(taught: Path, tmp_path: Path, task: str) -> None:
+def test_a_task_from_its_files_to_the_leaderboard(fine_tuned: Path, tmp_path: Path, task: str) -> None:
     make_task(tmp_path / "data", task)
     num_class = {"mnli": 3, "stsb": 1}.get(task, 2)
-    place = {"data_dir": tmp_path / "data", "experiment_dir": tmp_path / "runs", "task": task}
+    paths = {"data_dir": tmp_path / "data", "experiment_dir": tmp_path / "runs", "task": task}
     short = {"total_step": 2, "warmup_step": 1, "ckpt_step": 2}
-    tiny.run_script("run_fine_tune", **tiny.teacher_flags(taught, num_class=num_class, **place, **short))
-    tiny.run_script("run_lad_distil", **tiny.student_flags(taught, tckpt=2, **place, **short))
+    tiny.run_script("run_fine_tune", **tiny.teacher_flags(fine_tuned, num_class=num_class, **paths, **short))
+    tiny.run_script("run_lad_distil", **tiny.student_flags(fine_tuned, tckpt=2, **paths, **short))
     devs = ["dev_matched", "dev_mismatched"] if task == "mnli" else ["dev"]
     named = {"qqp": {"accuracy", "f1_score"}, "mrpc": {"accuracy", "f1_score"}, "cola": {"matthews"}}
     named["stsb"] = {"pearson", "spearman"}
     run = tmp_path / "runs" / f"student_bert_{task}"
     for dev in devs:
-        tiny.run_script("run_fine_tune_eval", experiment="student", dataset=dev, **place)
+        tiny.run_script("run_fine_tune_eval", experiment="student", dataset=dev, **paths)
         [row] = json.loads((run / f"eval-{dev}.json").read_text())["checkpoints"]
         assert set(row) == {"step", "eval_loss"} | named.get(task, {"accuracy"})
     for split, upload in UPLOADS[task].items():
-        tiny.run_script("generate_test_prediction", experiment="student", dataset=split, ckpt=2, **place)
+        tiny.run_script("generate_test_prediction", experiment="student", dataset=split, ckpt=2, **paths)
         header, *rows = (run / upload).read_text().splitlines()
         assert header == "index\tprediction"
         assert [row.split("\t")[0] for row in rows] == list("01234")
@@ -113,18 +113,18 @@ def test_a_task_from_its_files_to_the_leaderboard(taught: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", golden.RUNS)
-def test_every_distiller_learns_scores(taught: Path, tmp_path: Path, name: str) -> None:
+def test_every_distiller_learns_scores(fine_tuned: Path, tmp_path: Path, name: str) -> None:
     """STS-B: logits_loss of the first step is hard * MSE to the scores + soft * MSE to the teacher's, nothing else."""
     make_task(tmp_path / "data", "stsb")
-    place = {"data_dir": tmp_path / "data", "experiment_dir": tmp_path / "runs", "task": "stsb"}
+    paths = {"data_dir": tmp_path / "data", "experiment_dir": tmp_path / "runs", "task": "stsb"}
     short = {"total_step": 1, "warmup_step": 1, "ckpt_step": 1, "batch_size": 12}
-    tiny.run_script("run_fine_tune", **tiny.teacher_flags(taught, num_class=1, **place, **short))
+    tiny.run_script("run_fine_tune", **tiny.teacher_flags(fine_tuned, num_class=1, **paths, **short))
     script, changes = golden.RUNS[name]
-    tiny.run_script(script, **tiny.student_flags(taught, tckpt=1, **place, **short, dropout=0, **changes))
+    tiny.run_script(script, **tiny.student_flags(fine_tuned, tckpt=1, **paths, **short, dropout=0, **changes))
     found = tiny.curve(tmp_path / "runs", "student_bert_stsb", "stsb/train/bert/logits_loss")[1]
     logits = {}
     for run in ("teacher", "student"):
-        flags = {"experiment": run, "dataset": "train", "ckpt": 1} | place
+        flags = {"experiment": run, "dataset": "train", "ckpt": 1} | paths
         logits[run] = predicted(flags)
     rows = (tmp_path / "data/STS-B/train.tsv").read_text().splitlines()[1:]
     wanted = np.array([float(row.split("\t")[9]) for row in rows])

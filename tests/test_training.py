@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fine_tune.data import epoch_order
-from fine_tune.optim import Learner, warm_up_factor
+from fine_tune.optim import OptimizerGroup, warmup_factor
 from tests import golden, reference, tiny
 
 
@@ -91,12 +91,14 @@ def test_accumulation_changes_no_number(root: Path, script: str) -> None:
 def test_each_module_is_clipped_on_its_own() -> None:
     """Two modules, gradients of norm 10 and 0.1: the first is cut to the limit, the second stays."""
     modules = [nn.Linear(4, 4, bias=False) for _ in range(2)]
-    learner = Learner(modules, lr=1, betas=(0.0, 0.0), eps=1, weight_decay=0, max_norm=1, warmup_step=0, total_step=10)
+    group = OptimizerGroup(
+        modules, peak_lr=1, betas=(0.0, 0.0), eps=1, weight_decay=0, max_norm=1, warmup_step=0, total_step=10
+    )
     for module, norm in zip(modules, (10.0, 0.1), strict=True):
         module.weight.grad = torch.full((4, 4), norm / 4)
     kept = [module.weight.grad for module in modules]
-    learner.clip()
-    learner.step(1, torch.tensor(0.0))
+    group.clip()
+    group.step(1, torch.tensor(0.0))
     assert kept[0].norm().item() == pytest.approx(1, rel=1e-5)
     assert kept[1].norm().item() == pytest.approx(0.1, rel=1e-5)
     assert all(module.weight.grad is None for module in modules)
@@ -104,13 +106,15 @@ def test_each_module_is_clipped_on_its_own() -> None:
 
 def test_the_student_is_clipped_as_a_whole() -> None:
     module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
-    learner = Learner([module], lr=1, betas=(0.0, 0.0), eps=1, weight_decay=0, max_norm=1, warmup_step=0, total_step=10)
+    group = OptimizerGroup(
+        [module], peak_lr=1, betas=(0.0, 0.0), eps=1, weight_decay=0, max_norm=1, warmup_step=0, total_step=10
+    )
     kept = []
     for parameter, norm in zip(module.parameters(), (3.0, 4.0), strict=True):
         parameter.grad = torch.full((4, 4), norm / 4)
         kept.append(parameter.grad)
-    learner.clip()
-    learner.step(1, torch.tensor(0.0))
+    group.clip()
+    group.step(1, torch.tensor(0.0))
     assert [grad.norm().item() for grad in kept] == pytest.approx([0.6, 0.8], rel=1e-5)
 
 
@@ -126,10 +130,10 @@ def test_no_decay_for_biases_and_layer_norms() -> None:
         "vocab_size": 9,
     }
     modules = [empty_encoder(sizes), Gate(3, 8)]
-    learner = Learner(
-        modules, lr=1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.3, max_norm=1, warmup_step=0, total_step=2
+    group = OptimizerGroup(
+        modules, peak_lr=1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.3, max_norm=1, warmup_step=0, total_step=2
     )
-    decay = {id(p): group["weight_decay"] for group in learner.optimizer.param_groups for p in group["params"]}
+    decay = {id(p): each["weight_decay"] for each in group.optimizer.param_groups for p in each["params"]}
     norms = {id(p) for m in modules for n in m.modules() if isinstance(n, nn.LayerNorm) for p in n.parameters()}
     for module in modules:
         for name, parameter in module.named_parameters():
@@ -144,7 +148,7 @@ def test_schedule_is_the_librarys() -> None:
         sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
         schedule = get_linear_schedule_with_warmup(sgd, warmup, total)
         for done in range(total + 3):
-            assert warm_up_factor(done, warmup, total) == pytest.approx(schedule.get_last_lr()[0]), (
+            assert warmup_factor(done, warmup, total) == pytest.approx(schedule.get_last_lr()[0]), (
                 warmup,
                 total,
                 done,

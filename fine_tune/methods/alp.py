@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from fine_tune.arithmetic import full_precision
 from fine_tune.layout import Layout
 from fine_tune.methods import Method, Pairs
+from fine_tune.precision import no_autocast
 
 
 class Alp(Method):
@@ -33,7 +33,7 @@ class Alp(Method):
 
 def mix(keys: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what a student state (R, D) attends to among teacher states (R, L, D), and with which weights (R, L)."""
-    with full_precision(state.device):  # a target is a matter of the loss
+    with no_autocast(state.device):  # a target is a matter of the loss
         scores = torch.einsum("rld,rd->rl", keys, state) / state.shape[1] ** 0.5
         weights = scores.softmax(dim=1)  # subtracts the maximum, so large hidden states do not overflow
         return torch.einsum("rl,rld->rd", weights, keys), weights

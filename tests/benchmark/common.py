@@ -22,14 +22,14 @@ import torch
 from torch import nn
 
 from fine_tune import linear
-from fine_tune.arithmetic import compile_rows, prepare
 from fine_tune.data import Batch, Tokens, load
 from fine_tune.distil import Distillation
-from fine_tune.experiment import learner
+from fine_tune.experiment import optimizer_group
 from fine_tune.layout import Layout
 from fine_tune.methods.lad import lad
 from fine_tune.models import BertClassifier, empty_encoder, load_tokenizer
-from fine_tune.optim import Guard, Learner
+from fine_tune.optim import NonFiniteGuard, OptimizerGroup
+from fine_tune.precision import check_precision, compile_rows
 from fine_tune.tasks import TASKS
 from fine_tune.train import train
 from tests import tiny
@@ -56,7 +56,7 @@ class Shape:
     device_id: int = -1
 
     @property
-    def place(self) -> torch.device:
+    def device(self) -> torch.device:
         """The device that --device_id names."""
         return torch.device("cpu" if self.device_id < 0 else f"cuda:{self.device_id}")
 
@@ -76,7 +76,7 @@ class Shape:
         sizes |= {"max_position_embeddings": self.seq_len}
         sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         torch.manual_seed(layers)
-        return BertClassifier(empty_encoder(sizes), 2, dropout).to(self.place)
+        return BertClassifier(empty_encoder(sizes), 2, dropout).to(self.device)
 
     def tokens(self, examples: int = 4096) -> Tokens:
         """Return random examples as long as QQP's pairs: 29 word pieces in the mean, skewed to the right."""
@@ -100,7 +100,7 @@ TINY = Shape(layers=4, students=2, d_model=16, heads=2, d_ff=32, vocab=45, seq_l
 
 def counted(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Return how many rows, and how many real ones, each example of a batch has, (B,) each."""
-    return np.bincount(layout.example), np.bincount(layout.example[layout.real])
+    return np.bincount(layout.batch_index), np.bincount(layout.batch_index[layout.token_rows])
 
 
 def forward_flops(layers: int, shape: Shape, rows: np.ndarray, keys: np.ndarray) -> float:
@@ -159,15 +159,15 @@ DEFAULTS["one_dnn"] = linear.ONE_DNN  # no flag: what fine_tune/linear.py finds
 def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
     """Put random models and LAD together as `distil` does; every variant starts from the same weights."""
     config = Namespace(**vars(shape.flags(dropout)) | DEFAULTS | (VARIANTS | ON_GPU)[variant])
-    places = [shape.place] * 3
-    prepare(config, places)
+    devices = [shape.device] * 3
+    check_precision(config, devices)
     linear.ONE_DNN = config.one_dnn
     teacher, student = shape.classifier(shape.layers, dropout), shape.classifier(shape.students, dropout)
     if config.compile:
         compile_rows(teacher.encoder)
         compile_rows(student.encoder)
-    method = lad(shape.layers, shape.students, shape.seq_len, shape.d_model).to(shape.place)
-    return Distillation(teacher.eval().requires_grad_(False), student, method, config, places)
+    method = lad(shape.layers, shape.students, shape.seq_len, shape.d_model).to(shape.device)
+    return Distillation(teacher.eval().requires_grad_(False), student, method, config, devices)
 
 
 def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
@@ -183,24 +183,24 @@ def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
         return tokens.batch(rows, layout), distil_flops(shape, *counted(layout))
 
     parts = {"model": made.student} | {f"gate-{index}": gate for index, gate in gates.items()}
-    gate_learner = learner(made.config, list(gates.values()), "gate_")
-    learners = {"lr": learner(made.config, [made.student]), "gate_lr": gate_learner}
-    return our_training(parts, learners, made, batch, watch)
+    gate_group = optimizer_group(made.config, list(gates.values()), "gate_")
+    groups = {"lr": optimizer_group(made.config, [made.student]), "gate_lr": gate_group}
+    return our_training(parts, groups, made, batch, watch)
 
 
 def our_training(
     parts: dict[str, nn.Module],
-    learners: dict[str, Learner],
+    groups: dict[str, OptimizerGroup],
     losses_of: Callable,
     batch: Callable[[int], tuple[Batch, float]],
     watch: Watch,
 ) -> Job:
     """Train `parts` by the package's own loop; `batch` makes a step's batch and counts its operations."""
-    guard, seen = Guard(learners), {}
+    guard, seen = NonFiniteGuard(groups), {}
     losses_of, batch = watch("losses", losses_of), watch("batch", batch)
     for part in parts.values():
         part.train()
-    for each in learners.values():
+    for each in groups.values():
         each.clip, each.step = watch("clip", each.clip), watch("update", each.step)
 
     def log(step: int, shown: dict, rates: dict) -> None:
@@ -209,17 +209,17 @@ def our_training(
     def step(number: int) -> float:
         made, flops = batch(number)
         steps = range(number, number + 1)
-        train(steps, 1, iter([made]), losses_of, learners, guard, log, lambda step, shown: None)
+        train(steps, 1, iter([made]), losses_of, groups, guard, log, lambda step, shown: None)
         return flops
 
     def check() -> dict[str, np.ndarray]:
-        clip = learners["lr"].clip  # comes first
+        clip = groups["lr"].clip  # comes first
 
         def keep() -> torch.Tensor:
             seen.update(gradients(parts))
             return clip()
 
-        learners["lr"].clip = keep
+        groups["lr"].clip = keep
         step(1)
         return seen | {"loss": seen["loss"].cpu().numpy()}
 

@@ -25,9 +25,9 @@ from transformers import BertConfig  # noqa: E402
 
 from fine_tune.data import Batch, Tokens  # noqa: E402
 from fine_tune.evaluate import predict  # noqa: E402
-from fine_tune.experiment import learner  # noqa: E402
+from fine_tune.experiment import optimizer_group  # noqa: E402
 from fine_tune.layout import full  # noqa: E402
-from fine_tune.losses import label_loss  # noqa: E402
+from fine_tune.losses import hard_loss  # noqa: E402
 from fine_tune.models import BertClassifier  # noqa: E402
 from fine_tune.teach import FineTuning  # noqa: E402
 from tests import reference  # noqa: E402
@@ -43,14 +43,14 @@ HEAD = (
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def plain_batch(tokens: Tokens, chosen: np.ndarray, seq_len: int, place: torch.device) -> reference.MicroBatch:
+def plain_batch(tokens: Tokens, chosen: np.ndarray, seq_len: int, device: torch.device) -> reference.MicroBatch:
     """Return the examples `chosen` (B,) padded to S, as the library takes them."""
     lengths = tokens.lengths(chosen)
     batch, shape = tokens.batch(chosen, full(lengths, seq_len)), (len(chosen), seq_len)
     mask = torch.arange(seq_len) < torch.from_numpy(lengths)[:, None]
     ids, types = batch.input_ids.view(shape), batch.token_type_ids.view(shape)
     inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask.long()}
-    return {name: tensor.to(place) for name, tensor in inputs.items()}, batch.labels.to(place)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}, batch.labels.to(device)
 
 
 def plain_model(model: BertClassifier) -> reference.Classifier:
@@ -66,7 +66,7 @@ def plain_training(shape: Shape, plain: reference.Plain, parts: dict[str, torch.
     tokens = shape.tokens()
 
     def micro_batches(number: int) -> list[reference.MicroBatch]:
-        return [plain_batch(tokens, shape.rows(number), shape.seq_len, shape.place)]
+        return [plain_batch(tokens, shape.rows(number), shape.seq_len, shape.device)]
 
     def step(number: int) -> float:
         plain.step(micro_batches(number))
@@ -84,7 +84,7 @@ def plain_distil(shape: Shape, dropout: float, watch: Watch) -> Job:
     ours = common.distillation(shape, "exact", dropout)
     teacher, student = plain_model(ours.teacher), plain_model(ours.student)
     gates = [
-        reference.gate(shape.seq_len, shape.d_model, gate.state_dict()).to(shape.place)
+        reference.gate(shape.seq_len, shape.d_model, gate.state_dict()).to(shape.device)
         for gate in ours.method.gates.values()
     ]
     parts = {"model": student} | {f"gate-{index}": gate for index, gate in enumerate(gates, start=1)}
@@ -106,14 +106,14 @@ def our_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
     """Fine-tune the teacher, as fine_tune/teach.py does."""
     config = Namespace(**vars(shape.flags(dropout)) | common.DEFAULTS)
     model, tokens = shape.classifier(shape.layers, dropout), shape.tokens()
-    tuning = FineTuning(model, config, shape.place)
+    tuning = FineTuning(model, config, shape.device)
 
     def batch(number: int) -> tuple[Batch, float]:
         rows = shape.rows(number)
         lengths = tokens.lengths(rows)
         return tokens.batch(rows, tuning.layout(lengths, rows, number)), 3 * cls_flops(shape, lengths)
 
-    return common.our_training({"model": model}, {"lr": learner(config, [model])}, tuning, batch, watch)
+    return common.our_training({"model": model}, {"lr": optimizer_group(config, [model])}, tuning, batch, watch)
 
 
 def cls_flops(shape: Shape, lengths: np.ndarray) -> float:
@@ -134,7 +134,7 @@ def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: 
             return torch.from_numpy(predict(model, tokens, size, "evaluation"))
         chosen = (np.arange(start, min(start + size, examples)) for start in range(0, examples, size))
         return reference.predict(
-            model, (plain_batch(tokens, rows, shape.seq_len, shape.place)[0] for rows in chosen)
+            model, (plain_batch(tokens, rows, shape.seq_len, shape.device)[0] for rows in chosen)
         ).cpu()
 
     def step(number: int) -> float:
@@ -143,7 +143,7 @@ def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: 
 
     def check() -> dict[str, np.ndarray]:
         found = logits()
-        return {"loss": label_loss(found, torch.from_numpy(tokens.labels)).numpy(), "logits": found.numpy()}
+        return {"loss": hard_loss(found, torch.from_numpy(tokens.labels)).numpy(), "logits": found.numpy()}
 
     return Job(step, check)
 
@@ -152,7 +152,7 @@ def product(shape: Shape, dropout: float, watch: Watch) -> Job:
     """Multiply (B * S, D) by (D, d_ff) ten times: BERT's widest layer."""
     positions = shape.batch_size * shape.seq_len
     left, right = (
-        torch.rand(size, device=shape.place) for size in ((positions, shape.d_model), (shape.d_model, shape.d_ff))
+        torch.rand(size, device=shape.device) for size in ((positions, shape.d_model), (shape.d_model, shape.d_ff))
     )
 
     def step(number: int) -> float:

@@ -94,18 +94,18 @@ def test_every_rank_drops_out_on_its_own(root: Path) -> None:
     # One process with each rank's stream, on the one example:
     import numpy as np
 
-    from fine_tune import ranks
+    from fine_tune import distributed
 
     (root / "twin" / "QQP" / "train.tsv").write_text("\n".join([lines[0], lines[1]]) + "\n")
     alone = []
     for rank in (0, 1):
-        original = ranks.own_random_stream
+        original = distributed.seed_rank
         try:
             number = int(np.random.SeedSequence((42, rank)).generate_state(1)[0])
-            ranks.own_random_stream = lambda seed, number=number: torch.manual_seed(number)
+            distributed.seed_rank = lambda seed, number=number: torch.manual_seed(number)
             tiny.run_script("run_pkd_distill", **flags | {"experiment": f"alone{rank}", "batch_size": 1})
         finally:
-            ranks.own_random_stream = original
+            distributed.seed_rank = original
         alone += losses(root, f"alone{rank}")
     assert alone[0] != pytest.approx(alone[1], rel=1e-4)
     assert both == pytest.approx(sum(alone) / 2, rel=1e-5)
@@ -166,16 +166,16 @@ def test_a_signal_heard_of_is_not_a_second_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_evaluation_and_prediction_are_split_and_gathered(root: Path) -> None:
-    place = {"experiment": "teacher", "task": "qqp", "data_dir": root / "data", "experiment_dir": root / "runs"}
+    paths = {"experiment": "teacher", "task": "qqp", "data_dir": root / "data", "experiment_dir": root / "runs"}
     folder = root / "runs" / "teacher_bert_qqp"
-    tiny.run_script("run_fine_tune_eval", dataset="dev", batch_size=3, **place)
-    tiny.run_script("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, **place)
+    tiny.run_script("run_fine_tune_eval", dataset="dev", batch_size=3, **paths)
+    tiny.run_script("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, **paths)
     known = json.loads((folder / "eval-dev.json").read_text()), (folder / "QQP.tsv").read_text()
     (folder / "eval-dev.json").unlink(), (folder / "QQP.tsv").unlink()
-    code, out, complaint = run("run_fine_tune_eval", dataset="dev", batch_size=3, **place)
+    code, out, complaint = run("run_fine_tune_eval", dataset="dev", batch_size=3, **paths)
     assert code == 0, complaint
     assert out.count("accuracy") == 1  # one table
-    code, _, complaint = run("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, **place)
+    code, _, complaint = run("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, **paths)
     assert code == 0, complaint
     assert (json.loads((folder / "eval-dev.json").read_text()), (folder / "QQP.tsv").read_text()) == known
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from fine_tune import arithmetic, models
+from fine_tune import models, precision
 from fine_tune.errors import UserError
 from fine_tune.methods.alp import mix
 from tests import golden, tiny
 
 CPU = torch.device("cpu")
-HAS_BF16 = not arithmetic.lacks("bf16", CPU)
+HAS_BF16 = not precision.unsupported_reason("bf16", CPU)
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 arithmetic")
 
 
@@ -33,8 +33,8 @@ def test_bf16_stays_near_the_golden_losses(golden_root: Path, name: str) -> None
 
 @needs_bf16
 def test_bf16_teacher(root: Path) -> None:
-    for name, precision in (("one", "fp32"), ("two", "bf16")):
-        tiny.run_script("run_fine_tune", **tiny.teacher_flags(root, dropout=0, experiment=name, precision=precision))
+    for name, mode in (("one", "fp32"), ("two", "bf16")):
+        tiny.run_script("run_fine_tune", **tiny.teacher_flags(root, dropout=0, experiment=name, precision=mode))
     one, two = (list(tiny.curve(root / "runs", f"{n}_bert_qqp", "qqp/train/loss").values()) for n in ("one", "two"))
     assert two == pytest.approx(one, rel=0.02)
     assert two != pytest.approx(one, rel=1e-6)
@@ -46,11 +46,11 @@ def test_what_bf16_leaves_in_fp32() -> None:
     teacher, state = torch.randn(5, 3, 8), torch.randn(5, 8)
     head = models.BertClassifier(models.empty_encoder({"hidden_size": 8, "num_attention_heads": 2}), 2, 0.0)
     known = mix(teacher, state)
-    with arithmetic.mixed("bf16", [CPU]):
+    with precision.autocast("bf16", [CPU]):
         assert nn.Linear(8, 2)(state).dtype == torch.bfloat16
         for found, wanted in zip(mix(teacher, state), known, strict=True):
             assert torch.equal(found, wanted)
-        with arithmetic.full_precision(CPU):
+        with precision.no_autocast(CPU):
             assert head.linear_layer(state).dtype == torch.float32
 
 

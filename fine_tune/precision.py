@@ -14,23 +14,23 @@ from fine_tune.errors import UserError
 AMPERE = (8, 0)  # the first generation of NVIDIA GPUs with TF32 and bf16
 
 
-def prepare(config: Namespace, places: list[torch.device]) -> None:
-    """Switch on what --precision and --compile ask for; raises UserError when one of `places` cannot do it."""
+def check_precision(config: Namespace, devices: list[torch.device]) -> None:
+    """Switch on what --precision and --compile ask for; raises UserError when one of `devices` cannot do it."""
     if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise UserError("--compile: needs a C++ compiler such as g++, and none was found; install one or leave it out")
     if config.precision != "fp32":
-        for place in places:
-            reason = lacks(config.precision, place)
+        for device in devices:
+            reason = unsupported_reason(config.precision, device)
             if reason:
                 raise UserError(f"--precision {config.precision}: {reason}")
     torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"  # what bf16 leaves in fp32 is no sharper
 
 
-def lacks(precision: str, place: torch.device) -> str:
-    """Return why `place` cannot work in `precision`, "" if it can."""
-    if place.type == "cuda":
-        if torch.cuda.get_device_capability(place) < AMPERE:
-            return f"GPU {place.index} ({torch.cuda.get_device_name(place)}) is too old for it; use fp32"
+def unsupported_reason(precision: str, device: torch.device) -> str:
+    """Return why `device` cannot work in `precision`, "" if it can."""
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < AMPERE:
+            return f"GPU {device.index} ({torch.cuda.get_device_name(device)}) is too old for it; use fp32"
         return ""
     if precision == "tf32":
         return "is a mode of NVIDIA GPUs, and a device flag names the CPU (-1); use fp32 or bf16"
@@ -41,18 +41,18 @@ def lacks(precision: str, place: torch.device) -> str:
 
 
 @contextmanager
-def mixed(precision: str, places: list[torch.device]) -> Iterator[None]:
-    """Inside, matrix products on `places` are taken in bf16 if `precision` says so; sums and norms stay in fp32."""
+def autocast(precision: str, devices: list[torch.device]) -> Iterator[None]:
+    """Inside, matrix products on `devices` are taken in bf16 if `precision` says so; sums and norms stay in fp32."""
     with ExitStack() as stack:
         if precision == "bf16":
-            for kind in {place.type for place in places}:
+            for kind in {device.type for device in devices}:
                 stack.enter_context(torch.autocast(kind, torch.bfloat16))
         yield
 
 
-def full_precision(place: torch.device) -> torch.autocast:
-    """Return a context in which `mixed` has no effect on `place`."""
-    return torch.autocast(place.type, enabled=False)
+def no_autocast(device: torch.device) -> torch.autocast:
+    """Return a context in which `autocast` has no effect on `device`."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def compile_rows(bert: BertModel) -> None:
