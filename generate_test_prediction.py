@@ -1,6 +1,6 @@
 """Write the GLUE prediction file of one checkpoint."""
 
-from fine_tune import cli, config
+from fine_tune.cli import checks, flags, parser
 
 EXAMPLE = """python generate_test_prediction.py --experiment LAD_soft_1_42 --task qqp --dataset test --ckpt 56850 \\
     --batch_size 256"""
@@ -8,13 +8,12 @@ EXAMPLE = """python generate_test_prediction.py --experiment LAD_soft_1_42 --tas
 
 def main() -> None:
     """Read the flags, then predict."""
-    ckpt = cli.Flag("ckpt", cli.whole(0), "step of the checkpoint to use")
-    groups = [cli.experiment(falls_back="the run's own"), cli.data_split(), cli.evaluation(ckpt), cli.paths()]
-    flags = cli.parse(__doc__, groups, config.PREDICTION, EXAMPLE)
-    from fine_tune.evaluate import generate  # after the flags: importing torch takes seconds
+    ckpt = flags.Flag("ckpt", flags.integer(0), "step of the checkpoint to use")
+    given = parser.parse(__doc__, flags.evaluation(ckpt), checks.PREDICTION, EXAMPLE)
+    from fine_tune.evaluate import write_predictions  # after the flags: importing torch takes seconds
 
-    generate(flags)
+    write_predictions(given)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parser.run_script(main)

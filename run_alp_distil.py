@@ -1,21 +1,29 @@
 """Distil a student with ALP-KD: every student layer learns an attention-weighted mix of teacher layers."""
 
-from fine_tune import cli, config
+from fine_tune.cli import checks, flags, parser
 
 EXAMPLE = """python run_alp_distil.py --alp_exp alp-kd-hidden --experiment ALP_KD_hidden_soft_2_42 --task qqp \\
     --teacher_exp teacher_base --tckpt 34110 --num_hidden_layers 6 --lr 1e-4 --softmax_temp 10 --soft_weight 0.5 \\
     --hard_weight 0.5 --mu 500 --total_step 45480 --warmup_step 4548 --device_id 0"""
 
 
+def variant() -> flags.FlagGroup:
+    """Which variant of ALP-KD."""
+    allowed = flags.choice("alp-kd", "alp-kd-hidden", "alp-kd-hidden-v2")
+    meaning = "attend on [CLS], at every position, or at every position to the layers up to i * L / N (v2)"
+    return "ALP-KD", [flags.Flag("alp_exp", allowed, meaning)]
+
+
 def main() -> None:
     """Read the flags, then distil."""
-    groups = [cli.attention(), *cli.distilling_groups()]
-    flags = cli.parse(__doc__, groups, config.STUDENT, EXAMPLE, kind="student", method="alp")
+    groups = [variant(), *flags.distillation()]
+    rules = checks.distillation(reads_cls_only=lambda given: getattr(given, "alp_exp", "") == "alp-kd")
+    given = parser.parse(__doc__, groups, rules, EXAMPLE, kind="student", method="alp")
     from fine_tune.distil import distil  # after the flags: importing torch takes seconds
     from fine_tune.methods.alp import alp
 
-    distil(flags, lambda run, layers: alp(run.alp_exp, layers, run.num_hidden_layers))
+    distil(given, lambda given, layers: alp(given.alp_exp, layers, given.num_hidden_layers))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parser.run_script(main)

@@ -1,19 +1,18 @@
 """Evaluate every checkpoint of a run, teacher or student, on a split with labels."""
 
-from fine_tune import cli, config
+from fine_tune.cli import checks, flags, parser
 
 EXAMPLE = "python run_fine_tune_eval.py --experiment LAD_soft_1_42 --task qqp --dataset dev --batch_size 512"
 
 
 def main() -> None:
     """Read the flags, then evaluate."""
-    ckpt = cli.Flag("ckpt", cli.whole(0), "first step to evaluate", "0")
-    groups = [cli.experiment(falls_back="the run's own"), cli.data_split(), cli.evaluation(ckpt), cli.paths()]
-    flags = cli.parse(__doc__, groups, config.EVALUATION, EXAMPLE)
+    ckpt = flags.Flag("ckpt", flags.integer(0), "first step to evaluate", "0")
+    given = parser.parse(__doc__, flags.evaluation(ckpt), checks.EVALUATION, EXAMPLE)
     from fine_tune.evaluate import evaluate  # after the flags: importing torch takes seconds
 
-    evaluate(flags)
+    evaluate(given)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parser.run_script(main)

@@ -1,73 +1,85 @@
-"""A student: distilled from a fine-tuned teacher's logits and, by way of a method, from its hidden states."""
+"""Distillation: a student learns a fine-tuned teacher's logits and, by way of a method, its hidden states."""
 
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from fine_tune import checkpoint, distributed, experiment, models
-from fine_tune.config import inherit, read_teacher, run_folder
-from fine_tune.data import Batch
-from fine_tune.files import sha256
-from fine_tune.layout import Layout, full, packed, sampled
-from fine_tune.log import say
-from fine_tune.losses import hard_loss, hidden_loss, soft_loss
-from fine_tune.methods import Method
-from fine_tune.precision import autocast, check_precision, compile_rows
-from fine_tune.tasks import TASKS
-from fine_tune.teacher_cache import CachedTeacher, cached_answers
-from fine_tune.train import Named
+from fine_tune.cli.checks import Rule, no_rule, require, student_problems
+from fine_tune.cli.runs import teacher_folder
+from fine_tune.core.files import sha256
+from fine_tune.data.layout import Layout, full, packed, sampled
+from fine_tune.data.tokens import Batch, Tokens
+from fine_tune.methods.losses import hard_loss, hidden_loss, soft_loss
+from fine_tune.methods.method import Method, Vectors
+from fine_tune.models import bert, pretrained
+from fine_tune.models.precision import autocast, compile_rows
+from fine_tune.training import checkpoint, distributed
+from fine_tune.training.log import print0
+from fine_tune.training.optim import optimizer_group
+from fine_tune.training.run import BuiltTask, Devices, load_split, make_run_config, run
+from fine_tune.training.task import Task, TaskOutput
+from fine_tune.training.teacher_cache import CachedTeacher, cached_outputs
 
 Teacher = Callable[[Batch, bool], tuple[torch.Tensor, list[torch.Tensor]]]  # a BertClassifier, or what stands in
+BuildMethod = Callable[[Namespace, int], Method]  # from the flags and the number of teacher layers
 
 
-class Distillation(nn.Module):
-    """Teacher, student and method, each on its own device of `devices`, in this order, and the losses between them."""
+class Distillation(Task):
+    """Teacher, student and method, each on its own device, and the losses between them."""
 
     def __init__(
-        self, teacher: Teacher, student: nn.Module, method: Method, config: Namespace, devices: list[torch.device]
+        self, teacher: Teacher, student: nn.Module, method: Method, config: Namespace, devices: Devices
     ) -> None:
         super().__init__()
-        self.teacher, self.student, self.method = teacher, student, method
-        self.config, self.devices = config, devices
+        self.teacher, self.student, self.method, self.config = teacher, student, method, config
+        self.device, self.teacher_device = devices["device_id"], devices["tdevice_id"]
+        self.method_device = method_device(devices)
         self.cls_only = method.cls_only or config.mu == 0  # all that is read of a hidden state is position 0
+        self.tag = f"{config.task}/{config.dataset}/{config.model}"
+        gates = {f"gate-{index}": gate for index, gate in method.gates.items()}
+        self.trainable_modules = {"model": student} | gates
+        self.optimizers = {"lr": optimizer_group(config, [student])}
+        if gates:
+            self.optimizers["gate_lr"] = optimizer_group(config, list(gates.values()), "gate_")
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, Named]:
-        """Return loss = logits_loss + hidden_loss of a batch, and all three by name with what the method shows."""
-        config, (teacher_device, device, _) = self.config, self.devices
-        with autocast(config.precision, self.devices):
-            batch = batch.to(teacher_device)
+    def forward(self, batch: Batch) -> TaskOutput:
+        """Return loss = logits_loss + hidden_loss of a batch, and the method's vectors."""
+        config, device = self.config, self.device
+        with autocast(config.precision, [self.teacher_device, device, self.method_device]):
+            batch = batch.to(self.teacher_device)
             with torch.no_grad():
                 teacher_logits, teacher_hiddens = self.teacher(batch, self.cls_only)
             batch = batch.to(device)
             logits, student_hiddens = self.student(batch, self.cls_only)
-            hidden = self.hidden_loss(
-                teacher_hiddens, student_hiddens, batch.layout.cls if self.cls_only else batch.layout
-            ).to(device)
+            layout = batch.layout.cls if self.cls_only else batch.layout
+            hidden, vectors = self.hidden_loss(teacher_hiddens, student_hiddens, layout)
+        hidden = hidden.to(device)
         soft = soft_loss(logits, teacher_logits.to(device), config.softmax_temp)
         logits_loss = config.hard_weight * hard_loss(logits, batch.labels) + config.soft_weight * soft
         loss = logits_loss + hidden
-        return loss, {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden} | self.method.shown
+        return TaskOutput(loss, {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden}, vectors)
 
     def hidden_loss(
         self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
-    ) -> torch.Tensor:
-        """Return mu / N times the method's loss between the states of both models, each (R, D)."""
-        device = self.devices[2]
-        if self.config.mu == 0:  # the gates' gradient is zero, not absent: AdamW still decays them
-            return 0 * torch.stack([torch.zeros((), device=device), *(p.sum() for p in self.method.parameters())]).sum()
-        teacher_hiddens, student_hiddens = (
-            [rows.to(device) for rows in states] for states in (teacher_hiddens, student_hiddens)
-        )
+    ) -> tuple[torch.Tensor, Vectors]:
+        """Return mu / N times the method's loss between the states of both models, each (R, D), and its vectors."""
+        config, device = self.config, self.method_device
+        if config.mu == 0:  # the gates' gradient is zero, not absent: AdamW still decays them
+            sums = [parameter.sum() for parameter in self.method.parameters()]
+            return 0 * torch.stack([torch.zeros((), device=device), *sums]).sum(), {}
+        states = (teacher_hiddens, student_hiddens)
+        teacher_hiddens, student_hiddens = ([rows.to(device) for rows in hiddens] for hiddens in states)
         layout = layout.to(device)
-        pairs = self.method(teacher_hiddens, student_hiddens, layout)
-        return self.config.mu / self.config.num_hidden_layers * hidden_loss(pairs, layout)
+        pairs, vectors = self.method(teacher_hiddens, student_hiddens, layout)
+        return config.mu / config.num_hidden_layers * hidden_loss(pairs, layout), vectors
 
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
-        """Return the rows in which step `step` reads the examples `chosen` (B,) of `lengths` (B,): see --pad_loss."""
+        """Return the rows that --pad_loss asks for; of the padding nothing is computed where only [CLS] is read."""
         config = self.config
         if self.cls_only or config.pad_loss == "masked":
             return packed(lengths, config.max_seq_len)
@@ -77,58 +89,60 @@ class Distillation(nn.Module):
         return full(lengths, config.max_seq_len)
 
 
-def distil(flags: Namespace, make_method: Callable[[Namespace, int], Method]) -> None:
-    """Distil the student that `flags` describe; `make_method` takes them and the number of teacher layers."""
-    method_flag = "gate_device_id" if hasattr(flags, "gate_device_id") else "device_id"
-    devices = distributed.select_devices(flags, "tdevice_id", "device_id", method_flag)
-    check_precision(flags, devices)
-    teacher_run = read_teacher(flags)
-    flags = inherit(flags, teacher_run)
-    if experiment.settled(flags):
-        return
-    if flags.d_emb is not None:
-        say(f"--d_emb {flags.d_emb} has no effect: a student's embeddings have the width of --d_model")
-    folder = run_folder(flags, flags.teacher_exp, flags.tmodel)
+def method_device(devices: Devices) -> torch.device:
+    """Return where the method's gates live; one without gates computes beside the student."""
+    return devices.get("gate_device_id", devices["device_id"])
+
+
+def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, rule: Rule) -> BuiltTask:
+    """Put teacher, student and method together, and load the split that the teacher learned."""
     source = f"--teacher_exp {flags.teacher_exp}"
-    pretrained = models.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
-    tokenizer = models.run_tokenizer(teacher_run, folder, pretrained.config.vocab_size, source)
-    tokens, data_sha256 = experiment.training_data(flags, tokenizer)
-
-    def load_teacher() -> models.BertClassifier:
-        teacher = models.empty_classifier(teacher_run, source)
-        checkpoint.load_weights(teacher, folder / f"model-{flags.tckpt}.pt")
-        if flags.compile:
-            compile_rows(teacher.encoder)
-        return teacher.to(devices[0]).eval().requires_grad_(False)  # it learns nothing
-
-    teacher_sha256 = sha256(folder / f"model-{flags.tckpt}.pt")
-    if flags.cache_teacher:
-        cache = Path(flags.experiment_dir) / "cache"
-        kept = (load_teacher, tokens, flags.mu > 0, flags.precision, teacher_sha256, cache)
-        answers = distributed.main_process_first(lambda: cached_answers(*kept))
-        teacher = CachedTeacher(answers, flags.num_class, flags.d_model)
-    else:
-        teacher = load_teacher()
+    start = pretrained.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
+    require(student_problems(flags, bert.sizes(start.config), rule))
+    folder = teacher_folder(flags)
+    tokenizer = bert.run_tokenizer(flags.teacher_config, folder, start.config.vocab_size, source)
+    tokens, data_sha256 = load_split(flags, tokenizer)
+    teacher, teacher_sha256 = load_teacher(flags, devices["tdevice_id"], tokens)
 
     torch.manual_seed(flags.seed)
-    student = models.new_student(pretrained, flags).to(devices[1])
-    method = make_method(flags, pretrained.config.num_hidden_layers).to(devices[2])
+    student = bert.new_student(start, flags).to(devices["device_id"])
+    method = build_method(flags, start.config.num_hidden_layers).to(method_device(devices))
     if flags.compile:
         compile_rows(student.encoder)
-    config = experiment.described(
-        flags,
-        labels=list(TASKS[flags.task].labels),
-        encoder=models.sizes(student.encoder.config),
-        data_sha256=data_sha256,
-        teacher_sha256=teacher_sha256,
-    )
-    distillation = Distillation(teacher, student, method, config, devices)
-    if distillation.cls_only and config.pad_loss != "all":
-        say(f"--pad_loss {config.pad_loss} has no effect: only [CLS] is read, so padding is never computed")
-    groups = {"lr": experiment.optimizer_group(config, [student])}
-    if method.gates:
-        groups["gate_lr"] = experiment.optimizer_group(config, list(method.gates.values()), "gate_")
-    parts = {"model": student} | {f"gate-{index}": gate for index, gate in method.gates.items()}
-    tag = f"{config.task}/{config.dataset}/{config.model}"
-    job = experiment.Job(config, parts, groups, distillation, tokens, tokenizer, distillation.layout, tag)
-    experiment.run(job, flags.overwrite)
+    sizes = bert.sizes(student.encoder.config)
+    config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, teacher_sha256=teacher_sha256)
+    task = Distillation(teacher, student, method, config, devices)
+    print_unused(flags, task)
+    return task, tokens, tokenizer, config
+
+
+def load_teacher(flags: Namespace, device: torch.device, tokens: Tokens) -> tuple[Teacher, str]:
+    """Return the frozen teacher, or with --cache_teacher what it said before, and the checksum of its file."""
+    path = teacher_folder(flags) / f"model-{flags.tckpt}.pt"
+    digest = sha256(path)
+
+    def load() -> bert.BertClassifier:
+        teacher = bert.empty_classifier(flags.teacher_config, f"--teacher_exp {flags.teacher_exp}")
+        checkpoint.load_weights(teacher, path)
+        if flags.compile:
+            compile_rows(teacher.encoder)
+        return bert.freeze(teacher.to(device))
+
+    if not flags.cache_teacher:
+        return load(), digest
+    kept = (load, tokens, flags.mu > 0, flags.precision, digest, Path(flags.experiment_dir) / "cache")
+    outputs = distributed.main_process_first(lambda: cached_outputs(*kept))
+    return CachedTeacher(outputs, flags.num_class, flags.d_model), digest
+
+
+def print_unused(flags: Namespace, task: Distillation) -> None:
+    """Say which of the flags given have no effect."""
+    if flags.d_emb is not None:
+        print0(f"--d_emb {flags.d_emb} has no effect: a student's embeddings have the width of --d_model")
+    if task.cls_only and flags.pad_loss != "all":
+        print0(f"--pad_loss {flags.pad_loss} has no effect: only [CLS] is read, so padding is never computed")
+
+
+def distil(flags: Namespace, build_method: BuildMethod, rule: Rule = no_rule) -> None:
+    """Distil the student that `flags` describe by the method that `build_method` makes; `rule` is what it asks."""
+    run(flags, partial(build_task, build_method=build_method, rule=rule))

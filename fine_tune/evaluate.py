@@ -1,4 +1,7 @@
-"""Evaluation of a run's checkpoints, and the prediction file that is handed in."""
+"""Evaluation of a run's checkpoints, and the prediction file that is handed in.
+
+Shapes: n examples of the split, C classes.
+"""
 
 import math
 from argparse import Namespace
@@ -13,15 +16,18 @@ from scipy import stats
 from sklearn import metrics
 from torch.utils.tensorboard import SummaryWriter
 
-from fine_tune import checkpoint, data, distributed, interrupt, models
-from fine_tune.config import data_file, log_folder, read_run, run_folder
-from fine_tune.data import Tokens
-from fine_tune.errors import UserError
-from fine_tune.files import read_json, replacing, write_json
-from fine_tune.layout import packed
-from fine_tune.log import progress, say, writer
-from fine_tune.losses import hard_loss
-from fine_tune.tasks import TASKS, Task
+from fine_tune.cli.runs import log_folder, own_folder
+from fine_tune.core import interrupt
+from fine_tune.core.errors import UserError
+from fine_tune.core.files import atomic_write, read_json, write_json
+from fine_tune.data.layout import packed
+from fine_tune.data.tasks import TASKS, TaskSpec
+from fine_tune.data.tokens import Tokens, by_length
+from fine_tune.methods.losses import hard_loss
+from fine_tune.models.bert import BertClassifier, empty_classifier, run_tokenizer
+from fine_tune.training import checkpoint, distributed
+from fine_tune.training.log import open_writer, print0, progress
+from fine_tune.training.run import load_split
 
 METRICS = {
     "accuracy": lambda labels, guesses: metrics.accuracy_score(labels, guesses),
@@ -40,80 +46,77 @@ def correlation(of: Any, labels: np.ndarray, guesses: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def predict(model: models.BertClassifier, tokens: Tokens, batch_size: int, what: str) -> np.ndarray:
+def predict(model: BertClassifier, tokens: Tokens, batch_size: int, what: str) -> np.ndarray:
     """Return the logits (n, C) of all examples in their order; batches hold examples of similar length."""
     model.eval()
     device = model.linear_layer.weight.device
     logits = np.zeros((len(tokens), model.linear_layer.out_features), np.float32)
-    with progress(len(tokens), 0, "ex") as shown:
-        shown.set_description(what)
-        for number, chosen in enumerate(data.by_length(tokens.lengths(), batch_size)):
+    with progress(len(tokens), 0, "ex") as bar:
+        bar.set_description(what)
+        for number, chosen in enumerate(by_length(tokens.lengths(), batch_size)):
             if number % distributed.WORLD_SIZE == distributed.RANK:
                 lengths = tokens.lengths(chosen)
                 batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
                 logits[chosen] = model(batch, cls_only=True)[0].cpu().numpy()
-            shown.update(len(chosen))
+            bar.update(len(chosen))
             # Once a round of the ranks: asking after every batch would let them work one at a time only.
             if number % distributed.WORLD_SIZE == 0 and distributed.interrupted():
                 interrupt.poll("what was evaluated before is saved; the same command does the rest")
     return distributed.all_reduce_sum(logits)  # each row is one rank's, and zero in the others
 
 
-def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def scores(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the task's metrics and eval_loss = mean CE (MSE for regression) of logits (n, C) against labels (n,)."""
-    guesses = logits.argmax(1) if task.labels else logits[:, 0]
+    guesses = logits.argmax(1) if spec.labels else logits[:, 0]
     loss = hard_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    return {name: float(METRICS[name](labels, guesses)) for name in task.metrics} | {"eval_loss": loss}
+    return {name: float(METRICS[name](labels, guesses)) for name in spec.metrics} | {"eval_loss": loss}
 
 
-def open_run(flags: Namespace) -> tuple[Path, models.BertClassifier, Tokens]:
-    """Return the run's folder, an empty model of its shape on the device, and the split that `flags` name."""
-    folder = run_folder(flags, flags.experiment, flags.model)
-    saved = read_run("experiment", folder, flags.task)
-    place = Namespace(device_id=saved.device_id if flags.device_id is None else flags.device_id)
-    [device] = distributed.select_devices(place, "device_id")
-    source = f"--experiment {flags.experiment}"
-    model = models.empty_classifier(saved, source).to(device)
-    tokenizer = models.run_tokenizer(saved, folder, model.encoder.config.vocab_size, source)
-    task = TASKS[flags.task]
-    if saved.num_class != task.num_class:
-        raise UserError(f"{source}: has {saved.num_class} classes, but --task {flags.task} needs {task.num_class}")
-    split = task.splits[flags.dataset]
-    cache = Path(flags.experiment_dir) / "cache"
-    what = (data_file(flags, split), task, split, tokenizer, saved.max_seq_len, cache)
-    return folder, model, distributed.main_process_first(lambda: data.load(*what))
+def load_run(flags: Namespace) -> tuple[BertClassifier, Tokens]:
+    """Return an empty model of the run's shape on its device, and the split that `flags` name."""
+    config, folder, source = flags.run_config, own_folder(flags), f"--experiment {flags.experiment}"
+    if flags.device_id is None:
+        flags.device_id = config.device_id
+    device = distributed.select_devices(flags)["device_id"]
+    model = empty_classifier(config, source).to(device)
+    tokenizer = run_tokenizer(config, folder, model.encoder.config.vocab_size, source)
+    expected = TASKS[flags.task].num_class
+    if config.num_class != expected:
+        raise UserError(f"{source}: has {config.num_class} classes, but --task {flags.task} needs {expected}")
+    flags.max_seq_len = config.max_seq_len
+    return model, load_split(flags, tokenizer)[0]
 
 
 def evaluate(flags: Namespace) -> None:
     """Score every checkpoint from --ckpt on, ascending, and report on the console, in tensorboard and as JSON."""
-    folder = run_folder(flags, flags.experiment, flags.model)
+    folder = own_folder(flags)
     steps = [step for step in checkpoint.steps(folder) if step >= flags.ckpt]
     if not steps:
         raise UserError(f"--ckpt {flags.ckpt}: {folder} holds no model-<step>.pt from that step on")
-    folder, model, tokens = open_run(flags)
+    model, tokens = load_run(flags)
+    log = log_folder(folder)
     found = []
-    with ExitStack() as open_files:
-        board = distributed.on_main_process(lambda: open_files.enter_context(writer(log_folder(folder))))
+    with ExitStack() as opened:
+        # In a folder of its own: a reader of tensorboard follows one file of a folder at a time, here training's.
+        board = distributed.on_main_process(lambda: opened.enter_context(open_writer(log / "eval")))
         for step in steps:
             checkpoint.load_weights(model, folder / f"model-{step}.pt")
             logits = predict(model, tokens, flags.batch_size, f"step {step}")
-            found.append(
-                distributed.on_main_process(partial(record, flags, folder, board, step, logits, tokens.labels))
-            )
+            found.append(distributed.on_main_process(partial(record, flags, board, step, logits, tokens.labels)))
     if distributed.is_main_process():
         print(table(found))
-    say(f"written: {folder / f'eval-{flags.dataset}.json'}; tensorboard --logdir {log_folder(folder).parent}")
+    print0(f"written: {folder / f'eval-{flags.dataset}.json'}; tensorboard --logdir {log.parent}")
 
 
 def record(
-    flags: Namespace, folder: Path, board: SummaryWriter, step: int, logits: np.ndarray, labels: np.ndarray
+    flags: Namespace, board: SummaryWriter, step: int, logits: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
     """Score the logits of checkpoint `step`, and put the scores into tensorboard and beside the checkpoints."""
     values = scores(TASKS[flags.task], logits, labels)
     for name, value in values.items():
         board.add_scalar(f"{flags.task}/{flags.dataset}/{name}", value, step)
     row = {"step": step} | values
-    save_scores(folder / f"eval-{flags.dataset}.json", [row])
+    save_scores(own_folder(flags) / f"eval-{flags.dataset}.json", [row])
     return row
 
 
@@ -152,32 +155,33 @@ def table(rows: list[dict[str, float]]) -> str:
     return "\n".join(lines) + "\n* best"
 
 
-def generate(flags: Namespace) -> None:
+def write_predictions(flags: Namespace) -> None:
     """Write the predictions of one checkpoint in the leaderboard's form: index, TAB, prediction."""
-    folder, model, tokens = open_run(flags)
+    folder = own_folder(flags)
+    model, tokens = load_run(flags)
     checkpoint.load_weights(model, folder / f"model-{flags.ckpt}.pt")
-    task = TASKS[flags.task]
+    spec = TASKS[flags.task]
     logits = predict(model, tokens, flags.batch_size, f"step {flags.ckpt}")
-    target = folder / f"{upload_name(task, flags.dataset)}.tsv"
-    distributed.on_main_process(lambda: write_answers(target, answers(task, logits)))
+    path = folder / f"{upload_name(spec, flags.dataset)}.tsv"
+    distributed.on_main_process(lambda: write_tsv(path, leaderboard_values(spec, logits)))
 
 
-def write_answers(target: Path, values: list[str]) -> None:
-    """Write one line per answer, numbered from 0, below a header."""
-    with replacing(target) as file:
+def write_tsv(path: Path, values: list[str]) -> None:
+    """Write one line per value, numbered from 0, below a header."""
+    with atomic_write(path) as file:
         lines = (f"{index}\t{value}\n" for index, value in enumerate(values))
         file.write(("index\tprediction\n" + "".join(lines)).encode())
-    say(f"written: {target} ({len(values)} predictions)")
+    print0(f"written: {path} ({len(values)} predictions)")
 
 
-def upload_name(task: Task, dataset: str) -> str:
+def upload_name(spec: TaskSpec, dataset: str) -> str:
     """Return the leaderboard's name of a split's file; splits that are not handed in add their name to the folder's."""
-    split = task.splits[dataset]
+    split = spec.splits[dataset]
     return split.upload or f"{Path(split.files[0]).parent}-{dataset}"
 
 
-def answers(task: Task, logits: np.ndarray) -> list[str]:
+def leaderboard_values(spec: TaskSpec, logits: np.ndarray) -> list[str]:
     """Return what the leaderboard wants for logits (n, C): labels, or scores clipped to 0..5 with three decimals."""
-    if task.labels:
-        return [task.labels[index] for index in logits.argmax(1)]
+    if spec.labels:
+        return [spec.labels[index] for index in logits.argmax(1)]
     return [f"{score:.3f}" for score in logits[:, 0].clip(0, 5)]

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fine_tune import cli, config
-from fine_tune.errors import UserError
+import run_alp_distil
+import run_lad_no_distil
+import run_probing_lad
+from fine_tune.cli import checks, flags, parser
+from fine_tune.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -171,31 +174,31 @@ def words(given: dict[str, str | None]) -> list[str]:
 
 
 def teach(argv: list[str]) -> Namespace:
-    return cli.parse("", cli.teaching_groups(), config.TEACHER, "", argv, kind="teacher")
+    return parser.parse("", flags.fine_tuning(), checks.FINE_TUNING, "", argv, kind="teacher")
 
 
-def lad(argv: list[str], method: str = "lad") -> Namespace:
-    return cli.parse("", [*cli.distilling_groups(), cli.gates()], config.GATED, "", argv, kind="student", method=method)
+def lad(argv: list[str], rule: checks.Rule = checks.no_rule) -> Namespace:
+    return parser.parse("", [*flags.distillation(), flags.gates()], checks.distillation(rule), "", argv)
 
 
 def probe(argv: list[str]) -> Namespace:
-    groups = [cli.probing(), *cli.distilling_groups(), cli.gates()]
-    return cli.parse("", groups, config.PROBING, "", argv, kind="student", method="probing_lad")
+    groups = [run_probing_lad.probe(), *flags.distillation(), flags.gates()]
+    rules = (*checks.distillation(run_probing_lad.rule), run_probing_lad.indices_given)
+    return parser.parse("", groups, rules, "", argv)
 
 
 def alp(argv: list[str]) -> Namespace:
-    groups = [cli.attention(), *cli.distilling_groups()]
-    return cli.parse("", groups, config.STUDENT, "", argv, kind="student", method="alp")
+    return parser.parse("", [run_alp_distil.variant(), *flags.distillation()], checks.distillation(), "", argv)
 
 
-def evaluate(argv: list[str], default: object = "0", checks=config.EVALUATION) -> Namespace:
-    ckpt = cli.Flag("ckpt", cli.whole(0), "", default)
-    groups = [cli.experiment(falls_back="the run's own"), cli.data_split(), cli.evaluation(ckpt), cli.paths()]
-    return cli.parse("", groups, checks, "", argv)
+def evaluate(argv: list[str]) -> Namespace:
+    ckpt = flags.Flag("ckpt", flags.integer(0), "", "0")
+    return parser.parse("", flags.evaluation(ckpt), checks.EVALUATION, "", argv)
 
 
 def predict(argv: list[str]) -> Namespace:
-    return evaluate(argv, cli.REQUIRED, config.PREDICTION)
+    ckpt = flags.Flag("ckpt", flags.integer(0), "")
+    return parser.parse("", flags.evaluation(ckpt), checks.PREDICTION, "", argv)
 
 
 @pytest.fixture
@@ -266,7 +269,7 @@ def test_help(script, tmp_path):
     assert f"python {script} --" in done.stdout  # an example
 
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
-    assert "fine_tune.cli" in imported
+    assert "fine_tune.cli.parser" in imported
     heavy = {"torch", "numpy", "transformers", "tokenizers", "scipy", "sklearn", "tensorboard", "tqdm"}
     assert not {name.partition(".")[0] for name in imported} & heavy
 
@@ -297,6 +300,12 @@ def expected(table: dict[str, object], given: dict[str, object]) -> dict[str, ob
     }
 
 
+def distiller(found: Namespace) -> dict[str, object]:
+    """Return a distiller's flags without the teacher's config.json, which comes with them."""
+    assert found.teacher_config.num_class == 2
+    return {flag: value for flag, value in vars(found).items() if flag != "teacher_config"}
+
+
 def test_defaults_are_those_of_the_contract(desk):
     desk.run()
     paths = {"data_dir": str(desk.data), "experiment_dir": str(desk.runs)}
@@ -305,24 +314,29 @@ def test_defaults_are_those_of_the_contract(desk):
     assert vars(teach(desk.teaching())) == expected(TEACHING, teacher) | {"kind": "teacher"}
 
     student = {"experiment": "pupil", "task": "qqp", "device_id": -1, "teacher_exp": "boss", "tckpt": 1} | paths
-    facts = {"kind": "student", "method": "lad"}
-    assert vars(lad(desk.distilling())) == expected(DISTILLING | GATES, student) | facts
+    taken = {"dataset": "train", "max_seq_len": 16, "num_class": 2, "ptrain_ver": str(desk.pretrained)}  # the teacher's
+    student |= taken
+    assert distiller(lad(desk.distilling())) == expected(DISTILLING | GATES, student) | taken
     found = probe(["--probing_exp", "lad_cls", *desk.distilling()])
     given = student | {"probing_exp": "lad_cls"}
-    assert vars(found) == expected(SCRIPTS["run_probing_lad.py"], given) | facts | {"method": "probing_lad"}
+    assert distiller(found) == expected(SCRIPTS["run_probing_lad.py"], given) | taken
     found = alp(["--alp_exp", "alp-kd", *desk.distilling()])
     given = student | {"alp_exp": "alp-kd"}
-    assert vars(found) == expected(SCRIPTS["run_alp_distil.py"], given) | facts | {"method": "alp"}
+    assert distiller(found) == expected(SCRIPTS["run_alp_distil.py"], given) | taken
 
     evaluation = common | {"dataset": "dev"}
-    assert vars(evaluate(desk.evaluating())) == expected(SCRIPTS["run_fine_tune_eval.py"], evaluation)
+    found = evaluate(desk.evaluating())
+    assert found.run_config.num_class == 2
+    del found.run_config
+    assert vars(found) == expected(SCRIPTS["run_fine_tune_eval.py"], evaluation)
     found = predict(desk.evaluating(ckpt="1"))
+    del found.run_config
     assert vars(found) == expected(SCRIPTS["generate_test_prediction.py"], evaluation | {"ckpt": 1})
 
 
 def test_default_paths_lie_in_the_project_wherever_one_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = cli.parse("", [cli.paths()], (), "", [])
+    found = parser.parse("", [flags.paths()], (), "", [])
     assert vars(found) == PATHS
 
 
@@ -703,8 +717,8 @@ def test_what_a_random_start_allows(desk, given):
 def test_lad_no_needs_a_layer_below_each_that_it_uses(desk):
     desk.run()
     message = "--num_hidden_layers 12: LAD-NO needs at most half of the teacher's 12 layers"
-    assert complaint(lambda argv: lad(argv, "lad_no"), desk.distilling(num_hidden_layers="12")) == message
-    assert lad(desk.distilling(num_hidden_layers="6"), "lad_no").num_hidden_layers == 6
+    assert complaint(lambda argv: lad(argv, run_lad_no_distil.rule), desk.distilling(num_hidden_layers="12")) == message
+    assert lad(desk.distilling(num_hidden_layers="6"), run_lad_no_distil.rule).num_hidden_layers == 6
 
 
 @pytest.mark.parametrize(

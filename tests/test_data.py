@@ -14,11 +14,13 @@ import pytest
 import torch
 import transformers
 
-from fine_tune import config, data
-from fine_tune.data import Example
-from fine_tune.errors import UserError
-from fine_tune.layout import full
-from fine_tune.tasks import TASKS
+from fine_tune.cli.runs import data_file
+from fine_tune.core.errors import UserError
+from fine_tune.core.files import sha256
+from fine_tune.data import tokens as token_arrays
+from fine_tune.data.layout import full
+from fine_tune.data.tasks import TASKS
+from fine_tune.data.tsv import Example, read_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -91,7 +93,7 @@ def put(path: Path, content: bytes) -> Path:
 
 def read(path: Path, task: str = "qqp", split: str = "train") -> list[Example]:
     """Read `path` as a split of a task."""
-    return data.read_examples(path, TASKS[task], TASKS[task].splits[split])
+    return read_examples(path, TASKS[task], TASKS[task].splits[split])
 
 
 def test_the_table_knows_every_split_and_no_other():
@@ -109,7 +111,7 @@ def test_every_layout_is_read(tmp_path, task, split):
         expected.append((texts["A"], texts["B"] if "B" in row.split("|") else None, label))
     put(tmp_path / name, "".join("\t".join(cells) + "\n" for cells in rows).encode())
 
-    path = config.data_file(Namespace(data_dir=str(tmp_path)), TASKS[task].splits[split])
+    path = data_file(Namespace(data_dir=str(tmp_path)), TASKS[task].splits[split])
     assert path == tmp_path / name
     found = read(path, task, split)
     assert [tuple(example) for example in found] == expected
@@ -118,7 +120,7 @@ def test_every_layout_is_read(tmp_path, task, split):
 
 def test_ax_is_found_under_the_name_of_its_download(tmp_path):
     put(tmp_path / "AX.tsv", b"index\tsentence1\tsentence2\n0\ta\tb\n")
-    path = config.data_file(Namespace(data_dir=str(tmp_path)), TASKS["mnli"].splits["ax"])
+    path = data_file(Namespace(data_dir=str(tmp_path)), TASKS["mnli"].splits["ax"])
     assert read(path, "mnli", "ax") == [("a", "b", None)]
 
 
@@ -385,11 +387,13 @@ def write_rte(path: Path, texts: list[str], pairs: list[str]) -> Path:
     return put(path, b"index\tsentence1\tsentence2\tlabel\n" + rows.encode())
 
 
-def load(path: Path, tokenizer, length: int, cache: Path, task: str = "rte", split: str = "train") -> data.Tokens:
-    return data.load(path, TASKS[task], TASKS[task].splits[split], tokenizer, length, cache)
+def load(
+    path: Path, tokenizer, length: int, cache: Path, task: str = "rte", split: str = "train"
+) -> token_arrays.Tokens:
+    return token_arrays.load(path, sha256(path), TASKS[task], TASKS[task].splits[split], tokenizer, length, cache)
 
 
-def padded(tokens: data.Tokens, chosen: np.ndarray, length: int | None = None) -> Namespace:
+def padded(tokens: token_arrays.Tokens, chosen: np.ndarray, length: int | None = None) -> Namespace:
     """Return a batch as (B, S) arrays: all `length` positions of every example, or up to the longest one."""
     lengths = tokens.lengths(chosen)
     batch = tokens.batch(chosen, full(lengths, length or lengths.max()))
@@ -479,7 +483,7 @@ def test_labels_are_ids_scores_or_zeros(tmp_path):
 
 def test_more_examples_than_a_chunk(tmp_path):
     """Texts are tokenised in chunks; their seams must not show."""
-    count = 2 * data.CHUNK + 3
+    count = 2 * token_arrays.CHUNK + 3
     texts, pairs = sentences(count, 3, seed=1), sentences(count, 3, seed=2)
     tokens = load(write_rte(tmp_path / "train.tsv", texts, pairs), make_tokenizer(tmp_path), 16, tmp_path / "cache")
     reference = make_tokenizer(tmp_path / "b")(
@@ -499,25 +503,26 @@ class Corpus:
         self.texts, self.pairs = sentences(12, 9, seed=3), sentences(12, 9, seed=4)
         self.path = write_rte(folder / "RTE" / "train.tsv", self.texts, self.pairs)
         self.tokenizer = make_tokenizer(folder)
-        original = data.tokenise
+        original = token_arrays.tokenise
 
         def counting(*args, **options):
             self.tokenised += 1
             return original(*args, **options)
 
-        monkeypatch.setattr(data, "tokenise", counting)
+        monkeypatch.setattr(token_arrays, "tokenise", counting)
 
-    def load(self, length: int = 12, tokenizer=None, split=None, task=None, path=None) -> data.Tokens:
+    def load(self, length: int = 12, tokenizer=None, split=None, task=None, path=None) -> token_arrays.Tokens:
         rte = task or TASKS["rte"]
-        return data.load(
-            path or self.path, rte, split or rte.splits["train"], tokenizer or self.tokenizer, length, self.cache
+        path = path or self.path
+        return token_arrays.load(
+            path, sha256(path), rte, split or rte.splits["train"], tokenizer or self.tokenizer, length, self.cache
         )
 
     def file(self) -> Path:
         [path] = self.cache.iterdir()  # nothing but the one cache file: no temporary ones
         return path
 
-    def right(self, tokens: data.Tokens) -> None:
+    def right(self, tokens: token_arrays.Tokens) -> None:
         """Assert that `tokens` are those of the corpus at length 12."""
         expected = make_tokenizer(self.folder / "reference")(
             self.texts,
@@ -544,8 +549,8 @@ def test_a_second_load_tokenises_nothing(corpus, monkeypatch):
     def fail(*args, **options):
         raise AssertionError("the cache was not used")
 
-    monkeypatch.setattr(data, "tokenise", fail)
-    monkeypatch.setattr(data, "read_examples", fail)
+    monkeypatch.setattr(token_arrays, "tokenise", fail)
+    monkeypatch.setattr(token_arrays, "read_examples", fail)
     os.utime(corpus.path, (1, 1))  # another time stamp is no other content
     corpus.right(corpus.load())
     corpus.right(corpus.load(tokenizer=make_tokenizer(corpus.folder / "again")))
@@ -697,14 +702,14 @@ def test_every_flipped_byte_is_found_or_harmless(corpus):
     content = path.read_bytes()
     with np.load(path) as arrays:
         key = str(arrays["key"])
-    assert data.read_cache(path, key) is not None
+    assert token_arrays.read_cache(path, key) is not None
     file = os.open(path, os.O_WRONLY)
     wrong, raised, directory = [], {}, content.index(b"PK\x01\x02")
     for place in range(len(content)):
         for bits in (0x01, 0x08, 0xFF) if place >= directory else (0xFF,):
             os.pwrite(file, bytes([content[place] ^ bits]), place)
             try:
-                found = data.read_cache(path, key)
+                found = token_arrays.read_cache(path, key)
             except Exception as error:
                 raised.setdefault(type(error).__name__, f"byte {place} ^ {bits:#x}: {error}")
                 continue
@@ -743,14 +748,16 @@ def test_a_cache_folder_that_cannot_be_made_is_named(corpus):
 RACER = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from types import SimpleNamespace
 import numpy as np, tokenizers
-from fine_tune import data
-from fine_tune.tasks import TASKS
+from fine_tune.core.files import sha256
+from fine_tune.data import tokens as token_arrays
+from fine_tune.data.tasks import TASKS
 
 path, saved, cache, meeting, me, other = map(Path, sys.argv[1:7])
 tokenizer = SimpleNamespace(backend_tokenizer=tokenizers.Tokenizer.from_file(str(saved)))
-tokenise = data.tokenise
+tokenise = token_arrays.tokenise
 
 def meet(length):  # both have found no cache and are about to write one
     (meeting / f"{me}-{length}").touch()
@@ -764,9 +771,9 @@ def slow(examples, backend, length, regression):
     meet(length)
     return tokens
 
-data.tokenise = slow
+token_arrays.tokenise = slow
 for length in range(8, 16):
-    tokens = data.load(path, TASKS["rte"], TASKS["rte"].splits["train"], tokenizer, length, cache)
+    tokens = token_arrays.load(path, sha256(path), TASKS["rte"], TASKS["rte"].splits["train"], tokenizer, length, cache)
     np.savez(meeting / f"{me}-{length}.npz", **vars(tokens))
 """
 
@@ -786,8 +793,8 @@ def test_two_processes_make_one_cache(corpus):
         assert racer.returncode == 0, complaint.decode()
     assert corpus.tokenised == 0
     for length in range(8, 16):
-        expected = data.tokenise(
-            data.read_examples(corpus.path, TASKS["rte"], TASKS["rte"].splits["train"]),
+        expected = token_arrays.tokenise(
+            read_examples(corpus.path, TASKS["rte"], TASKS["rte"].splits["train"]),
             corpus.tokenizer.backend_tokenizer,
             length,
             regression=False,
@@ -810,22 +817,22 @@ def test_two_processes_make_one_cache(corpus):
 def test_the_order_of_an_epoch_is_a_permutation():
     for examples in (1, 2, 7, 1000):
         for epoch in range(3):
-            assert sorted(data.epoch_order(42, epoch, examples).tolist()) == list(range(examples))
+            assert sorted(token_arrays.epoch_order(42, epoch, examples).tolist()) == list(range(examples))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
-    first = data.epoch_order(42, 3, 500)
+    first = token_arrays.epoch_order(42, 3, 500)
     np.random.seed(1)
     torch.manual_seed(1)
     states = np.random.get_state()[1].copy(), torch.get_rng_state()
-    data.epoch_order(42, 4, 500)
-    data.epoch_order(7, 3, 100)
-    assert np.array_equal(data.epoch_order(42, 3, 500), first)
+    token_arrays.epoch_order(42, 4, 500)
+    token_arrays.epoch_order(7, 3, 100)
+    assert np.array_equal(token_arrays.epoch_order(42, 3, 500), first)
     assert np.array_equal(np.random.get_state()[1], states[0]) and torch.equal(torch.get_rng_state(), states[1])
 
 
 def test_orders_differ_between_epochs_and_seeds():
-    orders = {data.epoch_order(seed, epoch, 100).tobytes() for seed in range(20) for epoch in range(20)}
+    orders = {token_arrays.epoch_order(seed, epoch, 100).tobytes() for seed in range(20) for epoch in range(20)}
     assert len(orders) == 400
 
 
@@ -835,10 +842,10 @@ SIZES = [(10, 3), (9, 3), (1, 1), (1, 8), (5, 8), (8, 8), (64, 1), (100, 7)]
 @pytest.mark.parametrize("examples, size", SIZES)
 def test_micro_batches_cover_each_epoch_once(examples, size):
     per_epoch = (examples + size - 1) // size
-    batches = data.micro_batches(examples, size, 42, 0)
+    batches = token_arrays.micro_batches(examples, size, 42, 0)
     for epoch in range(3):
         rows = [batch.tolist() for batch in islice(batches, per_epoch)]
-        assert sum(rows, []) == data.epoch_order(42, epoch, examples).tolist()
+        assert sum(rows, []) == token_arrays.epoch_order(42, epoch, examples).tolist()
         assert sorted(sum(rows, [])) == list(range(examples))
         last = examples % size or size
         assert [len(batch) for batch in rows] == [size] * (per_epoch - 1) + [last]
@@ -847,16 +854,16 @@ def test_micro_batches_cover_each_epoch_once(examples, size):
 @pytest.mark.parametrize("examples, size", SIZES)
 def test_starting_later_is_dropping_the_first(examples, size):
     count = 3 * ((examples + size - 1) // size) + 2
-    whole = [batch.tolist() for batch in islice(data.micro_batches(examples, size, 7, 0), count)]
+    whole = [batch.tolist() for batch in islice(token_arrays.micro_batches(examples, size, 7, 0), count)]
     for start in range(count):
-        rest = islice(data.micro_batches(examples, size, 7, start), count - start)
+        rest = islice(token_arrays.micro_batches(examples, size, 7, start), count - start)
         assert [batch.tolist() for batch in rest] == whole[start:]
 
 
 @pytest.mark.parametrize("examples, size", SIZES)
 def test_by_length_takes_every_row_once_and_sorts(examples, size):
     lengths = np.random.default_rng(examples).integers(3, 20, examples)
-    batches = [rows.tolist() for rows in data.by_length(lengths, size)]
+    batches = [rows.tolist() for rows in token_arrays.by_length(lengths, size)]
     assert sorted(sum(batches, [])) == list(range(examples))
     assert all(len(rows) == size for rows in batches[:-1]) and 0 < len(batches[-1]) <= size
     order = [lengths[row] for row in sum(batches, [])]

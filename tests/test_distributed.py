@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fine_tune import interrupt
+from fine_tune.core import interrupt
 from tests import golden, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -94,7 +94,7 @@ def test_every_rank_drops_out_on_its_own(root: Path) -> None:
     # One process with each rank's stream, on the one example:
     import numpy as np
 
-    from fine_tune import distributed
+    from fine_tune.training import distributed
 
     (root / "twin" / "QQP" / "train.tsv").write_text("\n".join([lines[0], lines[1]]) + "\n")
     alone = []

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from fine_tune.data import Batch, Tokens
-from fine_tune.encoder import encode
-from fine_tune.layout import Layout, full, packed, sampled
+from fine_tune.data.layout import Layout, full, packed, sampled
+from fine_tune.data.tokens import Batch, Tokens
+from fine_tune.models.encoder import encode
 
 S, LAYERS = 12, 3
 LENGTHS = np.array([5, 12, 3, 7])

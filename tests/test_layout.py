@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fine_tune.layout import Layout, arrange, full, packed, sampled
+from fine_tune.data.layout import Layout, arrange, full, packed, sampled
 
 S, D = 7, 4
 LENGTHS = np.array([3, 7, 5])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fine_tune import linear
+from fine_tune.models import linear
 
 
 @pytest.fixture(params=[True, False], ids=["onednn", "blas"])

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fine_tune.gates import Gate
-from fine_tune.layout import Layout, full
-from fine_tune.losses import hard_loss, hidden_loss, soft_loss
-from fine_tune.methods import Method
+from fine_tune.data.layout import Layout, full
 from fine_tune.methods.alp import alp
+from fine_tune.methods.gate import Gate
 from fine_tune.methods.lad import lad, lad_cls, lad_user_defined, partial_lad
 from fine_tune.methods.lad_no import LadNo
+from fine_tune.methods.losses import hard_loss, hidden_loss, soft_loss
+from fine_tune.methods.method import Method
 from fine_tune.methods.pkd import Pkd
 
 B, S, D = 3, 5, 8
@@ -49,8 +49,14 @@ def rows(planes: Planes, layout: Layout) -> list[torch.Tensor]:
 def targets(method: Method, teacher: Planes, student: Planes) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the method's pairs as (B, S or 1, D) arrays."""
     layout = every(method)
-    pairs = method(rows(teacher, layout), rows(student, layout), layout)
+    pairs, _ = method(rows(teacher, layout), rows(student, layout), layout)
     return [(target.view(B, -1, D), state.view(B, -1, D)) for target, state in pairs]
+
+
+def vectors_of(method: Method, teacher: Planes, student: Planes) -> dict[str, torch.Tensor]:
+    """Return what the method saves beside the checkpoints."""
+    layout = every(method)
+    return method(rows(teacher, layout), rows(student, layout), layout)[1]
 
 
 def naive_gate(gate: Gate, below: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
@@ -176,17 +182,16 @@ def test_alp(alp_exp: str, layers: int) -> None:
 def test_alp_is_stable_and_shows_its_attention() -> None:
     teacher, student, method = states(6, 1, size=100.0), states(3, 2, size=100.0), alp("alp-kd-hidden-v2", 6, 3)
     assert all(torch.isfinite(target).all() for target, _ in targets(method, teacher, student))
-    assert list(method.shown) == ["attn-0", "attn-1", "attn-2"]
-    for index, attention in enumerate(method.shown.values()):
+    vectors = vectors_of(method, teacher, student)
+    assert list(vectors) == ["attn-0", "attn-1", "attn-2"]
+    for index, attention in enumerate(vectors.values()):
         assert attention.shape == (6,)
         assert attention.sum().item() == pytest.approx(1)
         assert (attention[2 * (index + 1) :] == 0).all()
     # With attention on one layer only, the mean over rows is exact: a student equal to a huge t_3 sees t_3.
     sharp = [torch.nn.functional.normalize(plane, dim=-1) * 1000 for plane in teacher]
-    targets(alp("alp-kd-hidden", 6, 1), sharp, [sharp[2]])
-    method = alp("alp-kd-hidden", 6, 1)
-    targets(method, sharp, [sharp[2]])
-    torch.testing.assert_close(method.shown["attn-0"], torch.eye(6, dtype=torch.float64)[2])
+    vectors = vectors_of(alp("alp-kd-hidden", 6, 1), sharp, [sharp[2]])
+    torch.testing.assert_close(vectors["attn-0"], torch.eye(6, dtype=torch.float64)[2])
 
 
 def test_alp_gradient_flows_through_the_weights() -> None:
@@ -196,11 +201,11 @@ def test_alp_gradient_flows_through_the_weights() -> None:
     teacher_hiddens = rows(teacher, layout)
 
     def loss(learned: torch.Tensor) -> torch.Tensor:
-        return hidden_loss(method(teacher_hiddens, [learned], layout), layout)
+        return hidden_loss(method(teacher_hiddens, [learned], layout)[0], layout)
 
     learned = state.reshape(-1, D).requires_grad_()
     assert torch.autograd.gradcheck(loss, (learned,))  # against finite differences, which know nothing of detaching
-    [(target, _)] = method(teacher_hiddens, [learned], layout)
+    [(target, _)], _ = method(teacher_hiddens, [learned], layout)
     detached = torch.autograd.grad((target.detach() - learned).square().mean(), learned)[0]
     assert not torch.allclose(torch.autograd.grad(loss(learned), learned)[0], detached)
 
@@ -224,7 +229,8 @@ GATED: dict[str, Callable[[], Method]] = {
 def test_every_gate_learns(name: str) -> None:
     method = GATED[name]().double()
     layout = every(method)
-    loss = hidden_loss(method(rows(states(6, 1), layout), rows(states(3, 2), layout), layout), layout)
+    pairs, _ = method(rows(states(6, 1), layout), rows(states(3, 2), layout), layout)
+    loss = hidden_loss(pairs, layout)
     loss.backward()
     for parameter in method.parameters():
         assert parameter.grad is not None
@@ -278,13 +284,13 @@ def test_hidden_loss_is_the_sum_of_means() -> None:
 
 
 def test_probe_reads_the_flags() -> None:
-    from fine_tune.methods.lad import probe
+    from run_probing_lad import build_method
 
     run = Namespace(num_hidden_layers=3, max_seq_len=S, d_model=D, gate_indices=[2, 4], student_indices=None)
     run.probing_exp = "partial_lad"
-    assert probe(run, 6).carried == [(1, 2), (2, 4)]
-    assert probe(run, 6).plain == [(3, 6)]
+    assert build_method(run, 6).carried == [(1, 2), (2, 4)]
+    assert build_method(run, 6).plain == [(3, 6)]
     run.probing_exp, run.student_indices = "lad_user_defined", [3, 1]
-    assert probe(run, 6).carried == [(3, 2), (1, 4)]
+    assert build_method(run, 6).carried == [(3, 2), (1, 4)]
     run.probing_exp = "lad_cls"
-    assert probe(run, 6).cls_only
+    assert build_method(run, 6).cls_only

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fine_tune import checkpoint, models
-from fine_tune.errors import UserError
+from fine_tune.core.errors import UserError
+from fine_tune.models import bert, pretrained
+from fine_tune.training import checkpoint
 from tests import tiny
 
 
@@ -74,7 +75,7 @@ def test_teacher_encoder_keeps_its_own_dropout(tmp_path: Path) -> None:
     tiny.run_script("run_fine_tune", **tiny.teacher_flags(tmp_path, total_step=1, dropout=0.05))
     saved = json.loads((tmp_path / "runs" / "teacher_bert_qqp" / "config.json").read_text())
     assert saved["encoder"]["hidden_dropout_prob"] == 0.3
-    model = models.BertClassifier(models.find_pretrained(str(tmp_path / "bert"), "x").encoder(), 2, 0.05)
+    model = bert.BertClassifier(pretrained.find_pretrained(str(tmp_path / "bert"), "x").encoder(), 2, 0.05)
     assert (model.dropout.p, model.encoder.embeddings.dropout.p) == (0.05, 0.3)
 
 
@@ -82,7 +83,7 @@ def test_half_precision_weights_are_read_as_fp32(tmp_path: Path) -> None:
     folder = tiny.make_bert(tmp_path / "bert")
     weights = {name: value.half() for name, value in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    encoder = models.find_pretrained(str(folder), "x").encoder()
+    encoder = pretrained.find_pretrained(str(folder), "x").encoder()
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
 
@@ -155,7 +156,7 @@ def test_checkpoints_load_strictly(root: Path, tmp_path: Path) -> None:
     path = root / "runs" / "teacher_bert_qqp" / "model-4.pt"
     weights = torch.load(path, weights_only=True)
     config = json.loads((path.parent / "config.json").read_text())
-    model = models.BertClassifier(models.empty_encoder(config["encoder"]), 2, 0)
+    model = bert.BertClassifier(bert.empty_encoder(config["encoder"]), 2, 0)
     old = weights | {"encoder.embeddings.position_ids": torch.arange(32)[None]}  # as old library versions wrote it
     torch.save(old, tmp_path / "old.pt")
     checkpoint.load_weights(model, tmp_path / "old.pt")
@@ -185,13 +186,11 @@ def test_folders_of_the_authors_code_work(root: Path) -> None:
     values["ptrain_ver"] = str(root / "bert")
     (folder / "config.json").write_text(json.dumps(values))
     shutil.rmtree(folder / "tokenizer")
-    (folder / "SHA256SUMS").unlink()
     weights = torch.load(folder / "model-4.pt", weights_only=True)
     torch.save(weights | {"encoder.embeddings.position_ids": torch.arange(32)[None]}, folder / "model-4.pt")
-    place = {"data_dir": root / "data", "experiment_dir": root / "runs"}
     with pytest.raises(UserError, match="was trained by other code, which cannot be resumed"):
         tiny.run_script("run_fine_tune", **tiny.teacher_flags(root))
-    tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", **place)
+    tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", **tiny.paths(root))
     with pytest.raises(UserError, match="--num_hidden_layers 3: must divide the teacher's 4 layers"):
         tiny.run_script("run_lad_distil", **tiny.student_flags(root, num_hidden_layers=3))
     tiny.run_script("run_lad_distil", **tiny.student_flags(root, total_step=1))

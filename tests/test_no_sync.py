@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from fine_tune import linear
-from fine_tune.data import Batch
-from fine_tune.optim import NonFiniteGuard, OptimizerGroup
-from fine_tune.train import train
+from fine_tune.data.tokens import Batch
+from fine_tune.models import linear
+from fine_tune.training.loop import train
+from fine_tune.training.optim import NonFiniteGuard
 from tests.test_pad_loss import METHODS, distillation, make_tokens
 
 
@@ -30,18 +30,14 @@ def step(name: str, pad_loss: str, mu: float, read: bool = False) -> None:
     batch = tokens.batch(chosen, distillation(name, pad_loss, mu=mu).layout(tokens.lengths(chosen), chosen, 1))
     with FakeTensorMode() as mode:
         hollow, what = without_values(batch, mode), distillation(name, pad_loss, mu=mu)
-        what.student.train()
-        flags = {"peak_lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1}
-        flags |= {"warmup_step": 1, "total_step": 100}
-        groups = {"lr": OptimizerGroup([what.student], **flags)}
-        if what.method.gates:
-            groups["gate_lr"] = OptimizerGroup(list(what.method.gates.values()), **flags)
+        guard = NonFiniteGuard(what.optimizers)
 
-        def look(step: int, shown: dict[str, torch.Tensor], *rest: object) -> None:
+        def log(step: int, losses: dict[str, torch.Tensor], lrs: dict[str, float]) -> None:
             if read:
-                shown["loss"].item()
+                losses["loss"].item()
 
-        train(range(1, 3), 1, iter([hollow] * 2), what, groups, NonFiniteGuard(groups), look, look)
+        steps, batches = range(1, 3), iter([hollow] * 2)
+        train(steps, 1, batches, what.train(), what.optimizers, guard, log, lambda step, vectors: None)
 
 
 @pytest.fixture(autouse=True)
@@ -83,12 +79,13 @@ def test_teacher_student_and_gates_live_where_they_are_told(
     batch = tokens.batch(chosen, distillation(name, pad_loss).layout(tokens.lengths(chosen), chosen, 1))
     with FakeTensorMode() as mode, torch.no_grad():
         hollow, what = without_values(batch, mode), distillation(name, pad_loss)
-        what.devices = [torch.device(flag) for flag in flags]
-        for part, device in zip((what.teacher, what.student, what.method), what.devices, strict=True):
+        devices = [torch.device(flag) for flag in flags]
+        what.teacher_device, what.device, what.method_device = devices
+        for part, device in zip((what.teacher, what.student, what.method), devices, strict=True):
             moved(part, device)
-        loss, shown = what(hollow)
-    assert loss.device == what.devices[1]
-    assert {value.device for value in shown.values()} == {what.devices[1]}
+        output = what(hollow)
+    assert output.loss.device == devices[1]
+    assert {value.device for value in output.losses.values()} == {devices[1]}
 
 
 def test_a_part_in_the_wrong_place_is_found() -> None:

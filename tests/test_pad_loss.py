@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from fine_tune import models
-from fine_tune.data import Tokens, epoch_order
+from fine_tune.data.tokens import Tokens, epoch_order
 from fine_tune.distil import Distillation
-from fine_tune.methods import Method
 from fine_tune.methods.alp import alp
 from fine_tune.methods.lad import lad, lad_cls, lad_user_defined, partial_lad
 from fine_tune.methods.lad_no import LadNo
+from fine_tune.methods.method import Method
 from fine_tune.methods.pkd import Pkd
+from fine_tune.models import bert
+from fine_tune.training.distributed import DEVICE_FLAGS
 from tests import golden, reference, tiny
 
 S, D, CPU = 12, 16, torch.device("cpu")
@@ -33,11 +34,11 @@ METHODS: dict[str, Callable[[int], Method]] = {
 }
 
 
-def classifier(layers: int, seed: int) -> models.BertClassifier:
+def classifier(layers: int, seed: int) -> bert.BertClassifier:
     torch.manual_seed(seed)
     sizes = {"vocab_size": 50, "hidden_size": D, "num_attention_heads": 2, "intermediate_size": 32}
     sizes |= {"num_hidden_layers": layers, "max_position_embeddings": S, "initializer_range": 0.3}
-    return models.BertClassifier(models.empty_encoder(sizes), 2, 0.0).eval()
+    return bert.BertClassifier(bert.empty_encoder(sizes), 2, 0.0).eval()
 
 
 def distillation(name: str, pad_loss: str, seq_len: int = S, pad_samples: int = 2, mu: float = 9) -> Distillation:
@@ -53,7 +54,12 @@ def distillation(name: str, pad_loss: str, seq_len: int = S, pad_samples: int = 
         method.load_state_dict(weights)
     config = Namespace(max_seq_len=seq_len, pad_loss=pad_loss, pad_samples=pad_samples, num_hidden_layers=2, seed=42)
     vars(config).update(mu=mu, softmax_temp=3.0, soft_weight=0.7, hard_weight=0.3, precision="fp32")
-    return Distillation(teacher, student, method, config, [CPU] * 3)
+    vars(config).update(task="qqp", dataset="train", model="bert")
+    for prefix in ("", "gate_"):
+        adamw = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1}
+        adamw |= {"warmup_step": 1, "total_step": 100}
+        vars(config).update({f"{prefix}{flag}": value for flag, value in adamw.items()})
+    return Distillation(teacher, student, method, config, dict.fromkeys(DEVICE_FLAGS, CPU))
 
 
 def make_tokens() -> Tokens:
@@ -66,7 +72,7 @@ def make_tokens() -> Tokens:
 def losses(what: Distillation, chosen: list[int]) -> dict[str, float]:
     tokens, rows = make_tokens(), np.array(chosen)
     batch = tokens.batch(rows, what.layout(tokens.lengths(rows), rows, 1))
-    return {name: value.item() for name, value in what(batch)[1].items() if value.ndim == 0}
+    return {name: value.item() for name, value in what(batch).losses.items()}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -105,7 +111,7 @@ def test_the_sampled_loss_is_the_contracts_in_expectation(name: str) -> None:
     with torch.no_grad():
         for step in range(400):
             batch = tokens.batch(rows, what.layout(LENGTHS, rows, step))
-            found.append(what(batch)[1]["hidden_loss"].item())
+            found.append(what(batch).losses["hidden_loss"].item())
     expected = losses(distillation(name, "all"), [0, 1, 2, 3])["hidden_loss"]
     error = np.std(found) / len(found) ** 0.5
     assert 0 < error < 0.02 * expected

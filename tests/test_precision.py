@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fine_tune import models, precision
-from fine_tune.errors import UserError
+from fine_tune.core.errors import UserError
 from fine_tune.methods.alp import mix
+from fine_tune.models import bert, precision
 from tests import golden, tiny
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def test_bf16_teacher(root: Path) -> None:
 def test_what_bf16_leaves_in_fp32() -> None:
     """Logits, and ALP's weights and targets, are those of fp32 inputs to the last bit."""
     teacher, state = torch.randn(5, 3, 8), torch.randn(5, 8)
-    head = models.BertClassifier(models.empty_encoder({"hidden_size": 8, "num_attention_heads": 2}), 2, 0.0)
+    head = bert.BertClassifier(bert.empty_encoder({"hidden_size": 8, "num_attention_heads": 2}), 2, 0.0)
     known = mix(teacher, state)
     with precision.autocast("bf16", [CPU]):
         assert nn.Linear(8, 2)(state).dtype == torch.bfloat16

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from fine_tune import cli
+from fine_tune.cli import parser
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -51,13 +51,13 @@ def parsed(words: list[str]) -> Namespace:
 
     def parse(description: str, groups: list, checks: list, example: str, **facts: str) -> None:
         problems: list[str] = []
-        raw, unknown = cli.build(description, groups, example).parse_known_args(words[1:])
-        flags.append(cli.read_flags(raw, groups, problems))
+        raw, unknown = parser.build_parser(description, groups, example).parse_known_args(words[1:])
+        flags.append(parser.read_flags(raw, groups, problems))
         assert not unknown
         assert not problems
         raise Parsed
 
-    with mock.patch.object(cli, "parse", parse), pytest.raises(Parsed):
+    with mock.patch.object(parser, "parse", parse), pytest.raises(Parsed):
         tiny.run_script(words[0].removesuffix(".py"))
     return flags[0]
 

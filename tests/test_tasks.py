@@ -11,9 +11,12 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from fine_tune.errors import UserError
-from fine_tune.evaluate import answers, scores
-from fine_tune.tasks import TASKS
+from fine_tune import evaluate
+from fine_tune.cli import checks, flags, parser, runs
+from fine_tune.core.errors import UserError
+from fine_tune.data.tasks import TASKS
+from fine_tune.evaluate import leaderboard_values, scores
+from fine_tune.training import checkpoint
 from tests import golden, tiny
 
 # Written from GLUE's own files, not from tasks.py: (columns, text, pair, label, header) of a split.
@@ -124,23 +127,20 @@ def test_every_distiller_learns_scores(fine_tuned: Path, tmp_path: Path, name: s
     found = tiny.curve(tmp_path / "runs", "student_bert_stsb", "stsb/train/bert/logits_loss")[1]
     logits = {}
     for run in ("teacher", "student"):
-        flags = {"experiment": run, "dataset": "train", "ckpt": 1} | paths
-        logits[run] = predicted(flags)
+        logits[run] = predicted({"experiment": run, "dataset": "train", "ckpt": 1} | paths)
     rows = (tmp_path / "data/STS-B/train.tsv").read_text().splitlines()[1:]
     wanted = np.array([float(row.split("\t")[9]) for row in rows])
     hard, soft = np.mean((logits["student"] - wanted) ** 2), np.mean((logits["student"] - logits["teacher"]) ** 2)
     assert found == pytest.approx(0.3 * hard + 0.7 * soft, rel=1e-4)
 
 
-def predicted(flags: dict) -> np.ndarray:
+def predicted(given: dict[str, object]) -> np.ndarray:
     """Return the raw outputs (n,) of a checkpoint, before they are clipped for the leaderboard."""
-    from argparse import Namespace
-
-    from fine_tune import checkpoint, evaluate
-
-    names = Namespace(**{k: str(v) if isinstance(v, Path) else v for k, v in flags.items()}, model="bert", device_id=-1)
-    folder, model, tokens = evaluate.open_run(names)
-    checkpoint.load_weights(model, folder / f"model-{flags['ckpt']}.pt")
+    words = [str(word) for flag, value in given.items() for word in (f"--{flag}", value)]
+    ckpt = flags.Flag("ckpt", flags.integer(0), "")
+    read = parser.parse("", flags.evaluation(ckpt), checks.PREDICTION, "", words)
+    model, tokens = evaluate.load_run(read)
+    checkpoint.load_weights(model, runs.own_folder(read) / f"model-{read.ckpt}.pt")
     return evaluate.predict(model, tokens, 4, "")[:, 0]
 
 
@@ -169,8 +169,8 @@ def test_degenerate_predictions() -> None:
 
 
 def test_what_is_handed_in() -> None:
-    assert answers(TASKS["stsb"], np.float32([[-1], [2.34567], [7]])) == ["0.000", "2.346", "5.000"]
-    assert answers(TASKS["mnli"], np.eye(3, dtype=np.float32)) == ["entailment", "neutral", "contradiction"]
+    assert leaderboard_values(TASKS["stsb"], np.float32([[-1], [2.34567], [7]])) == ["0.000", "2.346", "5.000"]
+    assert leaderboard_values(TASKS["mnli"], np.eye(3, dtype=np.float32)) == ["entailment", "neutral", "contradiction"]
 
 
 def test_labels_in_another_order_are_refused(root: Path) -> None:
@@ -190,7 +190,7 @@ COUNTS["stsb"] = (5749, 1500, 1379)
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real files are not here")
 @pytest.mark.parametrize("task", COUNTS)
 def test_real_files_load_whole(task: str) -> None:
-    from fine_tune.data import read_examples
+    from fine_tune.data.tsv import read_examples
 
     for split, count in zip(("train", "dev", "test"), COUNTS[task], strict=True):
         assert (

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fine_tune import teacher_cache
-from fine_tune.errors import UserError
+from fine_tune.core.errors import UserError
+from fine_tune.models import bert
+from fine_tune.training import teacher_cache
 from tests import golden, tiny
 
 ALLOWED = {
@@ -27,7 +28,7 @@ def losses(root: Path, name: str, *switches: str, **changes: object) -> list[flo
 
 
 def kept(root: Path) -> list[Path]:
-    return sorted((root / "runs" / "cache").glob("teacher-*"))
+    return sorted((root / "runs" / "cache").glob("teacher-*.npy"))
 
 
 def fail(*args: object) -> None:
@@ -41,8 +42,8 @@ def test_the_numbers_are_the_same(root: Path, name: str, monkeypatch: pytest.Mon
     assert losses(root, name, "--cache_teacher") == pytest.approx(plain, rel=1e-6)
     [path] = kept(root)
     before = path.read_bytes()
-    monkeypatch.setattr(teacher_cache, "computed", fail)
-    monkeypatch.setattr("fine_tune.models.empty_classifier", fail)  # the teacher is not even loaded
+    monkeypatch.setattr(teacher_cache, "write", fail)
+    monkeypatch.setattr(bert, "empty_classifier", fail)  # the teacher is not even loaded
     assert losses(root, name, "--cache_teacher") == pytest.approx(plain, rel=1e-6)
     assert kept(root) == [path]
     assert path.read_bytes() == before
@@ -106,7 +107,7 @@ def test_refused_where_every_position_is_read(root: Path) -> None:
 
 
 def test_an_interruption_leaves_nothing_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fine_tune import interrupt
+    from fine_tune.core import interrupt
 
     monkeypatch.setattr(interrupt, "received", [15])
     with pytest.raises(interrupt.Interrupted):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fine_tune.data import epoch_order
-from fine_tune.optim import OptimizerGroup, warmup_factor
+from fine_tune.data.tokens import epoch_order
+from fine_tune.training.optim import OptimizerGroup, warmup_factor
 from tests import golden, reference, tiny
 
 
@@ -119,8 +119,8 @@ def test_the_student_is_clipped_as_a_whole() -> None:
 
 
 def test_no_decay_for_biases_and_layer_norms() -> None:
-    from fine_tune.gates import Gate
-    from fine_tune.models import empty_encoder
+    from fine_tune.methods.gate import Gate
+    from fine_tune.models.bert import empty_encoder
 
     sizes = {
         "hidden_size": 8,

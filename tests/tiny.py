@@ -4,6 +4,7 @@ import importlib
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -78,10 +79,8 @@ def teacher_flags(root: Path, **changes: object) -> dict[str, object]:
         "ckpt_step": 2,
         "log_step": 1,
         "device_id": -1,
-        "data_dir": root / "data",
-        "experiment_dir": root / "runs",
     }
-    return flags | changes
+    return flags | paths(root) | changes
 
 
 def student_flags(root: Path, **changes: object) -> dict[str, object]:
@@ -105,11 +104,28 @@ def student_flags(root: Path, **changes: object) -> dict[str, object]:
     return flags | changes
 
 
-def curve(runs: Path, run: str, tag: str) -> dict[int, float]:
-    """Return the tensorboard values of a tag by step; a step that is there twice is an error."""
+def paths(root: Path) -> dict[str, object]:
+    """Return the flags that say where data and runs lie in `root`."""
+    return {"data_dir": root / "data", "experiment_dir": root / "runs"}
+
+
+def load(path: Path) -> Any:
+    """Read a checkpoint file."""
+    return torch.load(path, weights_only=True)
+
+
+def curves(runs: Path, run: str) -> dict[str, dict[int, float]]:
+    """Return the tensorboard values of a run by tag and step; a step that a tag has twice is an error."""
     board = EventAccumulator(str(runs / "log" / run))
     board.Reload()
-    events = board.Scalars(tag)
-    values = {event.step: event.value for event in events}
-    assert len(values) == len(events), f"{tag} shows a step twice"
-    return values
+    found = {}
+    for tag in board.Tags()["scalars"]:
+        events = board.Scalars(tag)
+        found[tag] = {event.step: event.value for event in events}
+        assert len(found[tag]) == len(events), f"{tag} shows a step twice"
+    return found
+
+
+def curve(runs: Path, run: str, tag: str) -> dict[int, float]:
+    """Return the tensorboard values of one tag of a run by step."""
+    return curves(runs, run)[tag]

@@ -3,32 +3,34 @@
 import torch
 import torch.nn.functional as F
 
-from fine_tune.layout import Layout
-from fine_tune.methods import Method, Pairs
-from fine_tune.precision import no_autocast
+from fine_tune.data.layout import Layout
+from fine_tune.methods.method import Method, Pairs, Vectors
+from fine_tune.models.precision import no_autocast
 
 
 class Alp(Method):
     """Target of s_i: sum_l w_l t_l with w = softmax_l(<t_l, s_i> / sqrt(D)), at each position on its own.
 
     `limits` holds for each student layer the number of teacher layers that it attends to, from the first on. Gradient
-    flows into the student through the weights, too. `shown` is the mean attention over the rows, (L,), as attn-<i>.
+    flows into the student through the weights, too.
     """
 
     def __init__(self, limits: list[int], cls_only: bool = False) -> None:
         super().__init__()
         self.limits, self.cls_only = limits, cls_only
 
-    def forward(self, teacher: list[torch.Tensor], student: list[torch.Tensor], layout: Layout) -> Pairs:
-        """Pair every student layer with its mix."""
-        keys = torch.stack(teacher, dim=1)  # (R, L, D)
-        pairs = []
-        for index, (state, limit) in enumerate(zip(student, self.limits, strict=True)):
+    def forward(
+        self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
+    ) -> tuple[Pairs, Vectors]:
+        """Pair every student layer with its mix; attn-<i> is the mean attention of layer i + 1 over the rows, (L,)."""
+        keys = torch.stack(teacher_hiddens, dim=1)  # (R, L, D)
+        pairs, vectors = [], {}
+        for index, (state, limit) in enumerate(zip(student_hiddens, self.limits, strict=True)):
             target, weights = mix(keys[:, :limit], state)
             pairs.append((target, state))
             attention = layout.mean(weights.detach())
-            self.shown[f"attn-{index}"] = F.pad(attention, (0, len(teacher) - limit))
-        return pairs
+            vectors[f"attn-{index}"] = F.pad(attention, (0, len(teacher_hiddens) - limit))
+        return pairs, vectors
 
 
 def mix(keys: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,14 +3,12 @@
 Lin, Chen, Kao, Sensors 2023, 23(3):1483, sections 3 and 5.5. Layers and gates are numbered from 1.
 """
 
-from argparse import Namespace
-
 import torch
 from torch import nn
 
-from fine_tune.gates import Gate
-from fine_tune.layout import Layout
-from fine_tune.methods import Method, Pairs
+from fine_tune.data.layout import Layout
+from fine_tune.methods.gate import Gate
+from fine_tune.methods.method import Method, Pairs, Vectors
 
 
 class Lad(Method):
@@ -34,13 +32,15 @@ class Lad(Method):
         for index in range(self.top, height):  # nobody learns from these
             self.gates[str(index)].requires_grad_(False)
 
-    def forward(self, teacher: list[torch.Tensor], student: list[torch.Tensor], layout: Layout) -> Pairs:
+    def forward(
+        self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
+    ) -> tuple[Pairs, Vectors]:
         """Pair each student layer with what it learns."""
-        aggregated = [teacher[0]]
-        for gate, above in zip(self.gates.values(), teacher[1 : self.top], strict=False):
+        aggregated = [teacher_hiddens[0]]
+        for gate, above in zip(self.gates.values(), teacher_hiddens[1 : self.top], strict=False):
             aggregated.append(gate(aggregated[-1], above, layout))
-        pairs = [(aggregated[k - 1], student[i - 1]) for i, k in self.carried]
-        return pairs + [(teacher[k - 1], student[i - 1]) for i, k in self.plain]
+        pairs = [(aggregated[k - 1], student_hiddens[i - 1]) for i, k in self.carried]
+        return pairs + [(teacher_hiddens[k - 1], student_hiddens[i - 1]) for i, k in self.plain], {}
 
 
 def lad(layers: int, students: int, seq_len: int, d_model: int) -> Lad:
@@ -72,16 +72,6 @@ def lad_user_defined(
 ) -> Lad:
     """LAD as the user pairs it: student_indices[j] learns a_{gate_indices[j]}; other layers learn no hidden state."""
     return Lad(layers, (seq_len, d_model), list(zip(student_indices, gate_indices, strict=True)))
-
-
-def probe(run: Namespace, layers: int) -> Lad:
-    """Return the probe that --probing_exp of the flags `run` names, for a teacher of `layers` layers."""
-    if run.probing_exp == "lad_cls":
-        return lad_cls(layers, run.num_hidden_layers, run.d_model)
-    students = run.student_indices or list(range(1, run.num_hidden_layers + 1))
-    if run.probing_exp == "lad_user_defined":
-        return lad_user_defined(layers, run.max_seq_len, run.d_model, run.gate_indices, students)
-    return partial_lad(layers, run.num_hidden_layers, run.max_seq_len, run.d_model, run.gate_indices, students)
 
 
 def even(layers: int, students: int) -> list[tuple[int, int]]:

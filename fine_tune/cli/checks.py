@@ -1,0 +1,247 @@
+"""The checks between flags: generators of problems, one line each, skipped while what they need is itself wrong.
+
+Nothing here needs torch, so every mistake found here is answered in a fraction of a second.
+"""
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from fine_tune.cli.flags import PAD_SAMPLES
+from fine_tune.cli.runs import INHERITED, data_file, own_folder, read_run, read_teacher, teacher_folder
+from fine_tune.core.errors import UserError
+from fine_tune.data.tasks import TASKS
+
+Check = Callable[[Namespace], Iterator[str]]
+Rule = Callable[[Namespace, int], Iterator[str]]  # what a method asks of its flags for a teacher of so many layers
+Condition = Callable[[Namespace], bool]
+
+
+def needs(*names: str) -> Callable[[Callable[..., Iterator[str]]], Callable[..., Iterator[str]]]:
+    """Skip a check or rule unless the flags `names` are all there and valid."""
+
+    def decorate(check: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
+        @wraps(check)
+        def guarded(flags: Namespace, *more: Any) -> Iterator[str]:
+            if all(hasattr(flags, name) for name in names):
+                yield from check(flags, *more)
+
+        return guarded
+
+    return decorate
+
+
+def require(problems: Iterable[str]) -> None:
+    """Raise one UserError that names all `problems`, if there are any."""
+    found = list(problems)
+    if found:
+        raise UserError("; ".join(found))
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+@needs("accum_step", "batch_size")
+def accumulation(flags: Namespace) -> Iterator[str]:
+    """Micro-batches must be whole."""
+    if flags.batch_size % flags.accum_step:
+        yield f"--accum_step {flags.accum_step}: must divide --batch_size {flags.batch_size}"
+
+
+@needs("warmup_step", "total_step")
+def warm_up(flags: Namespace) -> Iterator[str]:
+    """The warm-up ends within the run."""
+    if flags.warmup_step > flags.total_step:
+        yield f"--warmup_step {flags.warmup_step}: must not exceed --total_step {flags.total_step}"
+
+
+@needs("gate_warmup_step", "gate_total_step")
+def gate_warm_up(flags: Namespace) -> Iterator[str]:
+    """The gates' warm-up ends within the gates' schedule; where both are the student's, `warm_up` says so."""
+    own = (flags.gate_warmup_step, flags.gate_total_step)
+    taken = (getattr(flags, "warmup_step", None), getattr(flags, "total_step", None))
+    if own[0] > own[1] and own != taken:
+        limit = f"--gate_total_step {flags.gate_total_step}"
+        yield f"--gate_warmup_step {flags.gate_warmup_step}: must not exceed {limit}"
+
+
+@needs("num_attention_heads", "d_model")
+def heads(flags: Namespace) -> Iterator[str]:
+    """Every attention head has the same width."""
+    if flags.d_model % flags.num_attention_heads:
+        yield f"--num_attention_heads {flags.num_attention_heads}: must divide --d_model {flags.d_model}"
+
+
+@needs("task", "num_class")
+def class_count(flags: Namespace) -> Iterator[str]:
+    """The classifier has one output per label of the task."""
+    expected = TASKS[flags.task].num_class
+    if flags.num_class != expected:
+        yield f"--num_class {flags.num_class}: --task {flags.task} needs {expected}"
+
+
+def split_problems(flags: Namespace, dataset: str, allowed: list[str], flag: str) -> Iterator[str]:
+    """Yield what is wrong with reading split `dataset` of the task."""
+    if dataset not in allowed:
+        yield f"{flag} {dataset}: --task {flags.task} has {', '.join(allowed)}" + (
+            " (with labels)" if dataset in TASKS[flags.task].splits else ""
+        )
+        return
+    if not hasattr(flags, "data_dir"):
+        return
+    path = data_file(flags, TASKS[flags.task].splits[dataset])
+    if not os.path.isfile(path):
+        yield f"--data_dir {flags.data_dir}: {path} does not exist; download the data or point --data_dir at it"
+
+
+@needs("task", "dataset")
+def labelled_split(flags: Namespace) -> Iterator[str]:
+    """Training and evaluation read a split with labels."""
+    yield from split_problems(flags, flags.dataset, TASKS[flags.task].labelled(), "--dataset")
+
+
+@needs("task", "dataset")
+def any_split(flags: Namespace) -> Iterator[str]:
+    """A prediction reads any split."""
+    yield from split_problems(flags, flags.dataset, list(TASKS[flags.task].splits), "--dataset")
+
+
+@needs("ptrain_ver")
+def pretrained_folder(flags: Namespace) -> Iterator[str]:
+    """What looks like a path must be a folder with a model's config.json; a hub name is looked up later."""
+    path = Path(flags.ptrain_ver)
+    if os.path.isdir(path):
+        if not (path / "config.json").is_file():
+            yield f"--ptrain_ver {flags.ptrain_ver}: {path / 'config.json'} does not exist, so this is no model folder"
+    elif (
+        os.path.exists(path)
+        or path.is_absolute()
+        or flags.ptrain_ver.count("/") > 1
+        or flags.ptrain_ver.startswith(".")
+    ):
+        yield f"--ptrain_ver {flags.ptrain_ver}: no such folder; give a local model folder or a hub name"
+
+
+@needs("experiment", "model", "task", "experiment_dir")
+def existing_run(flags: Namespace) -> Iterator[str]:
+    """Evaluation and prediction need a run; what its config.json says becomes `flags.run_config`."""
+    try:
+        flags.run_config = read_run("experiment", own_folder(flags), flags.task)
+    except UserError as error:
+        yield str(error)
+
+
+@needs("experiment", "model", "task", "experiment_dir", "ckpt")
+def existing_checkpoint(flags: Namespace) -> Iterator[str]:
+    """Prediction needs its checkpoint; a run that is missing altogether is reported by `existing_run`."""
+    path = own_folder(flags) / f"model-{flags.ckpt}.pt"
+    if (path.parent / "config.json").is_file() and not path.is_file():
+        yield f"--ckpt {flags.ckpt}: {path} does not exist"
+
+
+@needs("teacher_exp", "tmodel", "tckpt", "task", "experiment_dir")
+def teacher_run(flags: Namespace) -> Iterator[str]:
+    """A distiller needs its teacher's config, which becomes `flags.teacher_config`, its checkpoint and its data.
+
+    The flags in INHERITED are set to the teacher's.
+    """
+    try:
+        teacher = flags.teacher_config = read_teacher(flags)
+    except UserError as error:
+        yield str(error)
+        return
+    vars(flags).update({name: getattr(teacher, name) for name in INHERITED})
+    path = teacher_folder(flags) / f"model-{flags.tckpt}.pt"
+    if not path.is_file():
+        yield f"--tckpt {flags.tckpt}: {path} does not exist"
+    expected = TASKS[flags.task].num_class
+    if teacher.num_class != expected:
+        file = path.with_name("config.json")
+        yield (
+            f"--teacher_exp {flags.teacher_exp}: {file} says num_class {teacher.num_class}, "
+            f"but --task {flags.task} needs {expected}"
+        )
+    allowed = TASKS[flags.task].labelled()
+    yield from split_problems(flags, teacher.dataset, allowed, f"--teacher_exp {flags.teacher_exp}: its dataset")
+
+
+def no_rule(flags: Namespace, layers: int) -> Iterator[str]:
+    """Ask nothing: any depth that divides the teacher's will do."""
+    yield from ()
+
+
+def fits_teacher(rule: Rule) -> Check:
+    """Return the check that the student fits its teacher, and the flags of the method its `rule`.
+
+    The authors' folders do not say how large their teachers are: there this is checked once their model is found.
+    """
+
+    @needs("teacher_config")
+    def check(flags: Namespace) -> Iterator[str]:
+        if hasattr(flags.teacher_config, "encoder"):
+            yield from student_problems(flags, flags.teacher_config.encoder, rule)
+
+    return check
+
+
+def student_problems(flags: Namespace, encoder: dict[str, Any], rule: Rule) -> Iterator[str]:
+    """The student must fit the teacher of sizes `encoder`: its width, layers that divide, weights that can be taken."""
+    given = vars(flags)
+    if "num_hidden_layers" in given:
+        layers, students = encoder["num_hidden_layers"], flags.num_hidden_layers
+        if layers % students:
+            yield f"--num_hidden_layers {students}: must divide the teacher's {layers} layers"
+        else:
+            yield from rule(flags, layers)
+    same = {"d_model": ("hidden_size", "")}
+    if given.get("student_init") != "random":
+        cure = " unless --student_init random"
+        same |= {"d_ff": ("intermediate_size", cure), "num_attention_heads": ("num_attention_heads", cure)}
+    if given.get("embedding_init") != "random":
+        same["type_vocab_size"] = ("type_vocab_size", " unless --embedding_init random")
+    for flag, (key, cure) in same.items():
+        if flag in given and given[flag] != encoder[key]:
+            yield f"--{flag} {given[flag]}: must be the teacher's {encoder[key]}{cure}"
+
+
+@needs("task", "type_vocab_size")
+def segments(flags: Namespace) -> Iterator[str]:
+    """A pair of texts has two segment ids."""
+    if flags.type_vocab_size < 2 and TASKS[flags.task].splits["train"].pair is not None:
+        yield f"--type_vocab_size {flags.type_vocab_size}: --task {flags.task} has pairs of texts, which need 2"
+
+
+@needs("pad_loss", "pad_samples")
+def padding(flags: Namespace) -> Iterator[str]:
+    """How much padding is sampled says nothing where none is."""
+    if flags.pad_samples != PAD_SAMPLES and flags.pad_loss != "sampled":
+        yield f"--pad_samples {flags.pad_samples}: has no meaning with --pad_loss {flags.pad_loss}; leave it out"
+
+
+def teacher_cache(reads_cls_only: Condition) -> Check:
+    """Return the check that what --cache_teacher keeps is small: only what the teacher says of [CLS] is."""
+
+    @needs("cache_teacher", "mu")
+    def check(flags: Namespace) -> Iterator[str]:
+        if flags.cache_teacher and flags.mu > 0 and not reads_cls_only(flags):
+            yield (
+                "--cache_teacher: this method reads the teacher's state at every position of every layer, megabytes "
+                "an example; it is for --alp_exp alp-kd, --probing_exp lad_cls and --mu 0"
+            )
+
+    return check
+
+
+TRAINING: tuple[Check, ...] = (accumulation, warm_up)
+FINE_TUNING: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_folder)
+EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)
+PREDICTION: tuple[Check, ...] = (any_split, existing_run, existing_checkpoint)
+
+
+def distillation(rule: Rule = no_rule, reads_cls_only: Condition = lambda flags: False) -> tuple[Check, ...]:
+    """Return what every distiller checks; `rule` and `reads_cls_only` are the method's own."""
+    student = (heads, segments, padding, teacher_run, fits_teacher(rule), teacher_cache(reads_cls_only))
+    return (*TRAINING, *student, gate_warm_up)

@@ -1,0 +1,320 @@
+"""Every flag that scripts share, once: how its text is read, its meaning, its default; one function per group."""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fine_tune.cli.runs import PROJECT_ROOT
+from fine_tune.data.tasks import TASKS
+
+REQUIRED = object()
+PAD_SAMPLES = 4  # the default of --pad_samples
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: how its text is read (ValueError says what is allowed), its meaning, and its default as typed.
+
+    `falls_back` says what stands in for an absent value: the flag it names is copied, any other text means None.
+    A flag without `read` is a switch.
+    """
+
+    name: str
+    read: Callable[[str], Any] | None
+    help: str
+    default: Any = REQUIRED
+    falls_back: str = ""
+
+    def help_line(self) -> str:
+        """Return the meaning followed by the default, or by "(required)"."""
+        if self.read is None:
+            return self.help
+        if self.falls_back:
+            return f"{self.help} (default: {self.falls_back})"
+        return f"{self.help} " + ("(required)" if self.default is REQUIRED else f"(default: {self.default})")
+
+
+FlagGroup = tuple[str, list[Flag]]
+
+
+# --- how a value is read ----------------------------------------------------------------------------------------------
+
+
+def integer(low: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers >= `low`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,15}", text) else low - 1
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise ValueError(f"must be a whole number >= {low}")
+        return value
+
+    return read
+
+
+def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """Return a reader of finite numbers in [low, high), or in (low, high) with `above`."""
+    wanted = f"must be a finite number {'>' if above else '>='} {low:g}" + (
+        f" and < {high:g}" if high < math.inf else ""
+    )
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value < high) or (above and value == low):  # nan fails every comparison
+            raise ValueError(wanted)
+        return value
+
+    return read
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    """Return a reader of one of the words `allowed`."""
+
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return text
+
+    read.shown = "{" + ",".join(allowed) + "}"  # in the help
+    return read
+
+
+def layer_numbers(text: str) -> list[int]:
+    """Read comma separated layer numbers from 1, none twice."""
+    parts = text.split(",")
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,5}", part) for part in parts):
+        raise ValueError("must be layer numbers from 1, separated by commas")
+    layers = [int(part) for part in parts]
+    if len(set(layers)) < len(layers):
+        raise ValueError("must not name a layer twice")
+    return layers
+
+
+def plain_name(text: str) -> str:
+    """Read a plain name, safe as a part of a path."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", text) or set(text) == {"."}:
+        raise ValueError("must be a plain name of at most 100 letters, digits, '.', '_' and '-'")
+    return text
+
+
+def absolute(text: str) -> Path:
+    """Return the absolute form of a path; ValueError when it starts at the home folder of an unknown user."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("starts at the home folder of a user that is not known") from None
+
+
+def path(text: str) -> str:
+    """Read a path; one that is given is relative to the current folder and kept absolute."""
+    if not text or not text.isprintable():
+        raise ValueError("must be a path of printable characters")
+    return str(absolute(text))
+
+
+def pretrained(text: str) -> str:
+    """Read a hub name or a local folder, which is kept absolute so that the run can be used from anywhere."""
+    if not re.fullmatch(r"[^\s\x00-\x1f]+( [^\s\x00-\x1f]+)*", text):
+        raise ValueError("must be a hub name or a local folder")
+    folder = absolute(text)
+    return str(folder) if os.path.isdir(folder) or text.startswith(("/", "~")) else text
+
+
+# --- the groups -------------------------------------------------------------------------------------------------------
+
+
+def experiment(device: Any = REQUIRED, falls_back: str = "") -> FlagGroup:
+    """Flags that name a run and its device; all eight scripts."""
+    return "experiment", [
+        Flag("experiment", plain_name, "name of the run"),
+        Flag("task", choice(*TASKS), "GLUE task"),
+        Flag("model", plain_name, "model name, a part of the run's folder", "bert"),
+        Flag("device_id", integer(-1), "where the model runs: -1 = CPU, n = cuda:n", device, falls_back),
+    ]
+
+
+def data_split() -> FlagGroup:
+    """The split to read."""
+    return "data split", [Flag("dataset", plain_name, "split of the task: train, dev, test, ...")]
+
+
+def teacher_model() -> FlagGroup:
+    """Flags of the pre-trained teacher."""
+    return "teacher model", [
+        Flag("ptrain_ver", pretrained, "pre-trained BERT: hub name or local folder"),
+        Flag("num_class", integer(1), "number of labels; 1 for the regression task stsb"),
+        Flag("max_seq_len", integer(8), "longest input in word pieces, [CLS] and [SEP] included", "512"),
+    ]
+
+
+def optimiser(prefix: str, lr: str, same: bool) -> list[Flag]:
+    """Flags of one AdamW with its schedule and clipping; with `same`, the steps default to the student's."""
+    what = "the gates' " if prefix else ""
+    return [
+        Flag(f"{prefix}beta1", number(0, 1), f"{what}AdamW beta1", "0.9"),
+        Flag(f"{prefix}beta2", number(0, 1), f"{what}AdamW beta2", "0.999"),
+        Flag(f"{prefix}eps", number(0, above=True), f"{what}AdamW epsilon", "1e-8"),
+        Flag(f"{prefix}lr", number(0, above=True), f"{what}peak learning rate", lr),
+        Flag(f"{prefix}weight_decay", number(0), f"{what}weight decay, not on biases and LayerNorm", "0.01"),
+        Flag(
+            f"{prefix}max_norm",
+            number(0, above=True),
+            "norm to which each gate's gradient is clipped on its own"
+            if prefix
+            else "norm to which the gradient is clipped",
+            "1",
+        ),
+        Flag(
+            f"{prefix}total_step",
+            integer(1),
+            f"{what}optimiser steps until the learning rate is 0" if prefix else "optimiser steps of the run",
+            "50000",
+            "--total_step" if same else "",
+        ),
+        Flag(
+            f"{prefix}warmup_step",
+            integer(0),
+            f"{what}steps in which the learning rate rises from 0 to its peak",
+            "10000",
+            "--warmup_step" if same else "",
+        ),
+    ]
+
+
+def training() -> FlagGroup:
+    """Flags of every training run."""
+    return "training", [
+        Flag("accum_step", integer(1), "micro-batches per optimiser step; divides batch_size", "1"),
+        Flag("batch_size", integer(1), "examples per optimiser step", "32"),
+        *optimiser("", "3e-5", same=False),
+        Flag("dropout", number(0, 1), "dropout probability (teacher: of the head; student: everywhere)", "0.1"),
+        Flag("seed", integer(0), "seed of everything random", "42"),
+        Flag("log_step", integer(1), "steps between two tensorboard points", "500"),
+        Flag("ckpt_step", integer(1), "steps between two checkpoints", "1000"),
+    ]
+
+
+def teacher_use() -> FlagGroup:
+    """Flags that name a fine-tuned teacher; all distillers."""
+    return "teacher use", [
+        Flag("teacher_exp", plain_name, "name of the teacher's run"),
+        Flag("tmodel", plain_name, "model name of the teacher's run", "bert"),
+        Flag("tckpt", integer(0), "step of the teacher's checkpoint"),
+        Flag("tdevice_id", integer(-1), "where the teacher runs: -1 = CPU, n = cuda:n", falls_back="--device_id"),
+    ]
+
+
+def student() -> FlagGroup:
+    """Sizes of the student and how it starts; all distillers."""
+    return "student", [
+        Flag("d_model", integer(1), "hidden size; the teacher's", "768"),
+        Flag("d_ff", integer(1), "size of the feed-forward layers", "3072"),
+        Flag("num_attention_heads", integer(1), "attention heads; divides d_model", "12"),
+        Flag("num_hidden_layers", integer(1), "layers; divides the teacher's", "6"),
+        Flag("type_vocab_size", integer(1), "segment ids", "2"),
+        Flag(
+            "student_init",
+            choice("even", "first", "random"),
+            "layers taken from the pre-trained model: every (L/N)-th, the first N, or none",
+            "even",
+        ),
+        Flag(
+            "embedding_init",
+            choice("pretrained", "random"),
+            "embeddings: the pre-trained model's, or random as the authors' code leaves them",
+            "pretrained",
+        ),
+        Flag("d_emb", integer(1), "accepted for old commands; has no effect", falls_back="not set"),
+    ]
+
+
+def objective() -> FlagGroup:
+    """Weights of the losses; all distillers."""
+    return "objective", [
+        Flag("softmax_temp", number(0, above=True), "temperature T of the soft targets", "1"),
+        Flag("soft_weight", number(0), "weight of the soft-target loss", "0.2"),
+        Flag("hard_weight", number(0), "weight of the label loss", "0.8"),
+        Flag("mu", number(0), "weight of the hidden-state loss", "1"),
+        Flag(
+            "pad_loss",
+            choice("all", "masked", "sampled"),
+            "padding positions in the hidden-state loss: all, none, or a weighted sample (other numbers, much faster)",
+            "all",
+        ),
+        Flag("pad_samples", integer(1), "padding positions per example with --pad_loss sampled", str(PAD_SAMPLES)),
+    ]
+
+
+def gates() -> FlagGroup:
+    """Flags of the gates' own optimiser; the LAD family."""
+    return "gates", [
+        Flag("gate_device_id", integer(-1), "where the gates run: -1 = CPU, n = cuda:n", falls_back="--device_id"),
+        *optimiser("gate_", "1e-5", same=True),
+    ]
+
+
+def speed(distilling: bool) -> FlagGroup:
+    """How numbers are computed; all training scripts."""
+    cache = Flag(
+        "cache_teacher", None, "compute the teacher once, keep what it says (alp-kd, lad_cls, or any with --mu 0)"
+    )
+    return "speed", [
+        Flag(
+            "precision",
+            choice("fp32", "tf32", "bf16"),
+            "of matrix products; parameters, losses and statistics stay in fp32 (other numbers, faster)",
+            "fp32",
+        ),
+        Flag("compile", None, "compile the layers with torch.compile (numbers change by rounding)"),
+    ] + [cache] * distilling
+
+
+def paths() -> FlagGroup:
+    """The two folders on disk; defaults lie in the project, wherever the script is called from."""
+    data = PROJECT_ROOT / "data"
+    return "paths", [
+        Flag("data_dir", path, "folder of the GLUE data", str(data / "fine_tune")),
+        Flag("experiment_dir", path, "folder of the runs", str(data / "fine_tune_experiment")),
+    ]
+
+
+def runs() -> FlagGroup:
+    """What stays of a run, and what to do about one that is already there."""
+    return "runs", [
+        Flag("keep_last", integer(1), "checkpoints to keep, counted from the newest", falls_back="all"),
+        Flag("overwrite", None, "start afresh; the run that is there is moved aside"),
+    ]
+
+
+def fine_tuning() -> list[FlagGroup]:
+    """Return all groups of run_fine_tune.py."""
+    return [
+        experiment(device="0"),
+        data_split(),
+        teacher_model(),
+        training(),
+        speed(distilling=False),
+        paths(),
+        runs(),
+    ]
+
+
+def distillation() -> list[FlagGroup]:
+    """Return the groups that all distillers share."""
+    return [experiment(), training(), teacher_use(), student(), objective(), speed(distilling=True), paths(), runs()]
+
+
+def evaluation(ckpt: Flag) -> list[FlagGroup]:
+    """Return all groups of evaluation and prediction; they differ in what --ckpt means."""
+    batch_size = Flag("batch_size", integer(1), "examples at a time; changes no result", "32")
+    return [experiment(falls_back="the run's own"), data_split(), ("evaluation", [batch_size, ckpt]), paths()]

@@ -1,0 +1,142 @@
+"""Runs on disk: where their folders lie, what config.json says of them, and when two commands describe the same run."""
+
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fine_tune.core.errors import UserError
+from fine_tune.core.files import read_json
+from fine_tune.data.tasks import TASKS, Split
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size")
+INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller takes these from its teacher
+
+# A run may be resumed with other values of these: they shape where and how often, never the result.
+RESUMABLE_FLAGS = set(
+    "device_id tdevice_id gate_device_id cache_teacher log_step ckpt_step keep_last data_dir experiment_dir".split()
+)
+NOT_FLAGS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json all the same
+
+
+def run_folder(flags: Namespace, experiment: str, model: str) -> Path:
+    """Return `<experiment_dir>/<experiment>_<model>_<task>`."""
+    return Path(flags.experiment_dir) / f"{experiment}_{model}_{flags.task}"
+
+
+def own_folder(flags: Namespace) -> Path:
+    """Return the folder of the run that `flags`, or its config.json, describe."""
+    return run_folder(flags, flags.experiment, flags.model)
+
+
+def teacher_folder(flags: Namespace) -> Path:
+    """Return the folder of the teacher's run that --teacher_exp and --tmodel name."""
+    return run_folder(flags, flags.teacher_exp, flags.tmodel)
+
+
+def log_folder(folder: Path) -> Path:
+    """Return the tensorboard folder of the run in `folder`."""
+    return folder.parent / "log" / folder.name
+
+
+def data_file(flags: Namespace, split: Split) -> Path:
+    """Return the file of `split` below --data_dir: the first of its names that exists, or else the first name."""
+    paths = [Path(flags.data_dir) / name for name in split.files]
+    return next((path for path in paths if os.path.isfile(path)), paths[0])
+
+
+# --- config.json ------------------------------------------------------------------------------------------------------
+
+
+def read_run(flag: str, folder: Path, task: str) -> Namespace:
+    """Read the config.json of the run in `folder`, which `flag` named; `kind` is added where the authors wrote none.
+
+    A run that names its labels must have them in the order of `task`: its logits would otherwise mean something else.
+
+    Raises UserError naming the flag and the file.
+    """
+    path = folder / "config.json"
+    try:
+        saved = read_json(path)
+    except UserError as error:
+        model = "tmodel" if flag == "teacher_exp" else "model"
+        raise UserError(
+            f"--{flag}: {error}; is this the run you meant (check --{model}, --task, --experiment_dir)?"
+        ) from None
+    saved.setdefault("kind", "teacher" if "ptrain_ver" in saved else "student")
+    missing = missing_keys(saved)
+    if missing:
+        raise UserError(f"--{flag}: {path}: lacks {', '.join(missing)}, so it is not a run's config")
+    labels = saved.get("labels") or [saved["id2label"][key] for key in sorted(saved.get("id2label", {}), key=int)]
+    if labels and labels != list(TASKS[task].labels):
+        wanted = ", ".join(TASKS[task].labels)
+        raise UserError(f"--{flag}: {path}: has the labels {', '.join(labels)}, but {task} has {wanted}")
+    return Namespace(**saved)
+
+
+def missing_keys(saved: dict[str, Any]) -> list[str]:
+    """Return what the content of a run's config.json lacks."""
+    missing = [key for key in (*INHERITED[:3], "device_id") if key not in saved]
+    if saved["kind"] == "teacher" and "ptrain_ver" not in saved:
+        missing.append("ptrain_ver")
+    if "encoder" in saved:
+        sizes = saved["encoder"] if isinstance(saved["encoder"], dict) else {}
+        missing += [f"encoder.{key}" for key in SIZES if key not in sizes]
+    return missing
+
+
+def read_teacher(flags: Namespace) -> Namespace:
+    """Read the config of the teacher that --teacher_exp and --tmodel name; raises UserError naming the flag."""
+    folder = teacher_folder(flags)
+    teacher = read_run("teacher_exp", folder, flags.task)
+    if teacher.kind != "teacher":
+        raise UserError(f"--teacher_exp {flags.teacher_exp}: {folder} holds a {teacher.kind}, not a fine-tuned teacher")
+    return teacher
+
+
+# --- a run that is there already --------------------------------------------------------------------------------------
+
+
+class SavedConfig(NamedTuple):
+    """What the config.json of a run said, and when it had last been written; no values and 0 where there was none."""
+
+    values: dict[str, Any]
+    written: int
+
+
+def saved_config(flags: Namespace) -> SavedConfig:
+    """Read the config.json of the run that `flags` describe, if it is there."""
+    path = own_folder(flags) / "config.json"
+    written = last_written(path)
+    return SavedConfig(read_json(path) if written else {}, written)
+
+
+def last_written(path: Path) -> int:
+    """Return when a file was last written, in nanoseconds; 0 when there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def require_same_settings(saved: dict[str, Any], config: Namespace) -> None:
+    """Raise UserError that names each setting of `config`, flags or config.json, in which the run `saved` differs."""
+    folder = own_folder(config)
+    if "kind" not in saved:
+        raise UserError(
+            f"--experiment {config.experiment}: {folder} was trained by other code, which cannot be resumed; "
+            "use another name, or --overwrite to start afresh"
+        )
+    before = saved.get("ranks", 1)
+    if getattr(config, "ranks", before) != before:  # flags alone do not say
+        raise UserError(
+            f"--experiment {config.experiment}: {folder} was started with {before} processes, now there "
+            f"are {config.ranks}; go on with as many as before (torchrun --nproc_per_node), or use another name"
+        )
+    now = {name: value for name, value in vars(config).items() if name not in RESUMABLE_FLAGS | {"ranks", "versions"}}
+    shared = [name for name in now if name in saved and saved[name] != now[name]]
+    changed = [f"{'' if name in NOT_FLAGS else '--'}{name} was {saved[name]}, now {now[name]}" for name in shared]
+    if changed:
+        raise UserError(
+            f"--experiment {config.experiment}: {folder} was started with other settings: {', '.join(changed)}; "
+            "use another name, or --overwrite to start afresh"
+        )

@@ -1,0 +1,1 @@
+"""What every room may lean on: files, errors, interruptions. Standard library only."""

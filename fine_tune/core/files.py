@@ -1,0 +1,99 @@
+"""Files that are whole or not there: atomic replacement, checksums and the lock of a run."""
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fine_tune.core.errors import UserError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a binary file that takes the place of `path` when the block ends well; until then `path` stays as it was.
+
+    The file's `name` is that of the unfinished file. Raises UserError naming `path` when the system refuses (no space,
+    no permission).
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # beside it: no rename crosses file systems
+    try:
+        with open(part, "xb") as file:  # x: never through a link that somebody else has put there
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was replaced") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents; raises UserError naming it when that is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically; nan, which JSON does not know, must be None by now."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises UserError naming `path` when it is missing or holds anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process left of unfinished files; only for a folder that is locked."""
+    for path in folder.glob(".*.part"):
+        path.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hex; raises UserError naming `path` when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone, by a lock beside it; the system frees that of a process that dies.
+
+    Raises UserError when another process trains in the folder.
+    """
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another process is training here; wait for it or use another name") from error
+        yield

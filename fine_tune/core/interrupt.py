@@ -1,0 +1,41 @@
+"""SIGTERM and SIGINT as a request to stop at the next good moment; a second one ends the process at once."""
+
+import os
+import signal
+from types import FrameType
+
+from fine_tune.core.errors import Stop
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+received: list[int] = []  # numbers of the signals that came since `listen`, here or to another process of the run
+caught: list[int] = []  # those that came here
+
+
+class Interrupted(Stop):
+    """A signal asked the script to stop, and it did so in good order; exit code 128 + its number."""
+
+    word = "stopped"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{signal.Signals(received[0]).name}: {message}")
+        self.exit_code = 128 + received[0]
+
+
+def listen() -> None:
+    """From now on note the signals instead of dying from them."""
+    for number in SIGNALS:
+        signal.signal(number, note)
+
+
+def note(number: int, _: FrameType | None) -> None:
+    """Remember the first signal; leave at once on the second."""
+    if caught:
+        os._exit(128 + number)
+    caught.append(number)
+    received.append(number)
+
+
+def poll(message: str = "nothing was written") -> None:
+    """Raise Interrupted if a signal has come; for places where stopping loses nothing."""
+    if received:
+        raise Interrupted(message)

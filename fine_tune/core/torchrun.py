@@ -1,0 +1,17 @@
+"""What torchrun says of this process: its rank among those of the run. Without torchrun there is one rank.
+
+Only torchrun's own variable makes ranks: clusters set RANK and WORLD_SIZE for other reasons.
+"""
+
+import os
+
+VARIABLES = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
+RANK = int(VARIABLES.get("RANK", 0))
+WORLD_SIZE = int(VARIABLES.get("WORLD_SIZE", 1))
+LOCAL_RANK = int(VARIABLES.get("LOCAL_RANK", 0))  # on this machine
+LOCAL_WORLD_SIZE = int(VARIABLES.get("LOCAL_WORLD_SIZE", 1))
+
+
+def is_main_process() -> bool:
+    """Tell whether this is rank 0, the process that writes and speaks."""
+    return RANK == 0

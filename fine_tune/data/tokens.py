@@ -1,0 +1,160 @@
+"""Examples to batches: token arrays (made once, cached), the order of an epoch, batches of tensors.
+
+Shapes: n examples, T word pieces in all, B batch, R rows of a batch.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fine_tune.core import interrupt
+from fine_tune.core.files import atomic_write, make_folder
+from fine_tune.data.layout import Layout, moved
+from fine_tune.data.tasks import Split, TaskSpec
+from fine_tune.data.tsv import Example, read_examples
+
+CACHE_FORMAT = "2"  # part of the key: raise it whenever the arrays change their meaning
+CHUNK = 4096  # texts tokenised at a time
+
+
+@dataclass
+class Batch:
+    """B examples as the R rows of `layout`: ids and segment ids (R,), 0 where a row is padding; labels (B,).
+
+    `examples` (B,) are their numbers in the split; `fraction` is the part that they are of the micro-batch.
+    """
+
+    input_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    labels: torch.Tensor
+    layout: Layout
+    examples: np.ndarray
+    fraction: float = 1.0
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        there = {name: moved(tensor, device) for name, tensor in tensors.items()}
+        return replace(self, layout=self.layout.to(device), **there)
+
+
+@dataclass
+class Tokens:
+    """All examples of a split, real tokens only: example i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    ids (T,) int32; offsets (n + 1,) int64; first_segment (n,) int32 = its length with [CLS] and [SEP];
+    labels (n,) int64 ids or float32 scores, zeros in a split without labels.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    first_segment: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def lengths(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the number of tokens of the examples `chosen`, all by default."""
+        return self.offsets[1:][chosen] - self.offsets[:-1][chosen]
+
+    def batch(self, chosen: np.ndarray, layout: Layout, fraction: float = 1.0) -> Batch:
+        """Return the examples `chosen` (B,) in the rows of `layout`."""
+        rows = layout.token_rows.numpy()
+        example, position = layout.batch_index.numpy()[rows], layout.position_ids.numpy()[rows]
+        ids, types = np.zeros((2, len(layout)), np.int64)
+        ids[rows] = self.ids[self.offsets[chosen][example] + position]
+        types[rows] = position >= self.first_segment[chosen][example]
+        return Batch(*map(torch.from_numpy, (ids, types, self.labels[chosen])), layout, chosen, fraction)
+
+
+def load(
+    path: Path, sha256: str, spec: TaskSpec, split: Split, tokenizer: Any, max_seq_len: int, cache: Path
+) -> Tokens:
+    """Return the token arrays of a task's file, from the folder `cache` if they were made before.
+
+    The key covers the file's content by its checksum `sha256`, the columns read, the tokenizer and max_seq_len, so
+    nothing stale is ever used.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()  # a tokenizer.json may carry settings of its own
+    parts = (CACHE_FORMAT, sha256, repr(split), repr(spec.labels), backend.to_str(), str(max_seq_len))
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    name = cache / f"{path.parent.name}-{path.stem}-{max_seq_len}-{key[:16]}.npz"
+    tokens = read_cache(name, key)
+    if tokens is None:
+        examples = read_examples(path, spec, split)
+        tokens = tokenise(examples, backend, max_seq_len, regression=not spec.labels)
+        make_folder(cache)
+        with atomic_write(name) as file:
+            np.savez(file, key=np.array(key), **vars(tokens))
+    return tokens
+
+
+def read_cache(path: Path, key: str) -> Tokens | None:
+    """Return the arrays in `path`, or None when it is missing, half-written, damaged or made from something else."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:  # the zip's own checksums are verified on reading
+            if str(arrays["key"]) != key:
+                return None
+            tokens = Tokens(arrays["ids"], arrays["offsets"], arrays["first_segment"], arrays["labels"])
+    except (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile):
+        return None  # zipfile alone has a dozen ways to be surprised by one flipped byte
+    whole = len(tokens.offsets) == len(tokens.first_segment) + 1 == len(tokens) + 1 and tokens.offsets[-1] == len(
+        tokens.ids
+    )
+    return tokens if whole else None
+
+
+def tokenise(examples: list[Example], backend: Any, max_seq_len: int, regression: bool) -> Tokens:
+    """Turn texts into token arrays; pairs are truncated as the library's `longest_first` does."""
+    backend.enable_truncation(max_seq_len, strategy="longest_first")
+    ids, lengths, first = [], [], []
+    with tqdm(total=len(examples), desc="tokenising", unit="ex", disable=len(examples) < CHUNK) as progress:
+        for start in range(0, len(examples), CHUNK):
+            chunk = examples[start : start + CHUNK]
+            encodings = backend.encode_batch([e.text if e.pair is None else (e.text, e.pair) for e in chunk])
+            ids.append(np.concatenate([np.array(e.ids, np.int32) for e in encodings]))
+            lengths.extend(len(e) for e in encodings)
+            first.extend(e.type_ids.count(0) for e in encodings)
+            progress.update(len(chunk))
+            interrupt.poll()
+    backend.no_truncation()
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    labels = np.array([e.label or 0 for e in examples], np.float32 if regression else np.int64)
+    return Tokens(np.concatenate(ids), offsets, np.array(first, np.int32), labels)
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """Return the order of an epoch: a permutation that depends on nothing but (seed, epoch)."""
+    return np.random.default_rng((seed, epoch)).permutation(examples)
+
+
+def micro_batches(examples: int, size: int, seed: int, start: int) -> Iterator[np.ndarray]:
+    """Yield the rows of micro-batch `start`, `start` + 1, ... without end; an epoch's last one may be short."""
+    per_epoch = -(-examples // size)
+    order, known = np.empty(0), -1
+    for index in count(start):
+        epoch, place = divmod(index, per_epoch)
+        if epoch != known:
+            order, known = epoch_order(seed, epoch, examples), epoch
+        yield order[place * size : (place + 1) * size]
+
+
+def by_length(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Yield the rows of all examples in batches of similar length, so that little of a batch is padding."""
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,90 @@
+"""A task's file to examples: plain TSV in UTF-8, checked line by line."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from fine_tune.core.errors import UserError
+from fine_tune.data.tasks import Split, TaskSpec
+
+
+class Example(NamedTuple):
+    """One row of a file: its text, its second text or None, and its label (None in a test split)."""
+
+    text: str
+    pair: str | None
+    label: int | float | None
+
+
+def read_examples(path: Path, spec: TaskSpec, split: Split) -> list[Example]:
+    """Read a GLUE file: plain TSV in UTF-8, no quoting, a BOM and CRLF allowed.
+
+    Raises UserError `path:line: reason` at the first malformed line.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    while lines and not lines[-1].strip(b"\r"):
+        lines.pop()  # a missing or doubled final newline loses nothing
+    examples = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            columns = line_columns(line, split)
+            if number == 1 and split.header:
+                check_header(columns, spec, split)
+            else:
+                if split.label is None and not columns[0].isdigit():
+                    raise ValueError(f"index {columns[0]!r} is not a number; is this a file with labels?")
+                label = None if split.label is None else read_label(columns[split.label], spec)
+                pair = None if split.pair is None else columns[split.pair]
+                examples.append(Example(columns[split.text], pair, label))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from error
+    if not examples:
+        raise UserError(f"{path}:{len(lines) + 1}: the file ends without a single example")
+    return examples
+
+
+def line_columns(line: bytes, split: Split) -> list[str]:
+    """Split one line into its columns; ValueError says what is wrong with it."""
+    line = line.removesuffix(b"\r")
+    if not line:
+        raise ValueError("blank line inside the file; remove it")
+    try:
+        columns = line.decode("utf-8").split("\t")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1})") from error
+    if b"\0" in line:
+        raise ValueError("holds a NUL byte; the file is damaged")
+    if len(columns) != split.columns:
+        raise ValueError(f"has {len(columns)} columns instead of {split.columns}, separated by TAB")
+    return columns
+
+
+def check_header(columns: list[str], spec: TaskSpec, split: Split) -> None:
+    """Raise ValueError when the first line is an example: it carries a valid label, or an index in a test split."""
+    if split.label is None:
+        missing = columns[0].isdigit()
+    else:
+        try:
+            read_label(columns[split.label], spec)
+            missing = True
+        except ValueError:
+            missing = False
+    if missing:
+        raise ValueError("is an example, but the first line must be the header")
+
+
+def read_label(text: str, spec: TaskSpec) -> int | float:
+    """Return the id of a label, or the score of the regression task; ValueError names what is allowed."""
+    if spec.labels:
+        if text not in spec.labels:
+            raise ValueError(f"label {text!r} is not one of {', '.join(spec.labels)}")
+        return spec.labels.index(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 5:
+        raise ValueError(f"score {text!r} is not a number from 0 to 5")
+    return score

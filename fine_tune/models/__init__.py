@@ -1,0 +1,1 @@
+"""BERT classifiers: the encoder over rows, its products and their precision."""

@@ -1,0 +1,65 @@
+"""How numbers are computed: --precision and --compile. Parameters, optimisers, losses and statistics stay in fp32."""
+
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from transformers import BertModel
+
+from fine_tune.core.errors import UserError
+
+AMPERE = (8, 0)  # the first generation of NVIDIA GPUs with TF32 and bf16
+
+
+def check_precision(config: Namespace, devices: list[torch.device]) -> None:
+    """Switch on what --precision and --compile ask for; raises UserError when one of `devices` cannot do it."""
+    if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError("--compile: needs a C++ compiler such as g++, and none was found; install one or leave it out")
+    if config.precision != "fp32":
+        for device in devices:
+            reason = unsupported_reason(config.precision, device)
+            if reason:
+                raise UserError(f"--precision {config.precision}: {reason}")
+    torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"  # what bf16 leaves in fp32 is no sharper
+
+
+def unsupported_reason(precision: str, device: torch.device) -> str:
+    """Return why `device` cannot work in `precision`, "" if it can."""
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < AMPERE:
+            return f"GPU {device.index} ({torch.cuda.get_device_name(device)}) is too old for it; use fp32"
+        return ""
+    if precision == "tf32":
+        return "is a mode of NVIDIA GPUs, and a device flag names the CPU (-1); use fp32 or bf16"
+    known = torch.cpu.get_capabilities()
+    if not any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        return "this CPU has no bf16 arithmetic (avx512_bf16, amx_bf16), so it would be slower than fp32; use fp32"
+    return ""
+
+
+@contextmanager
+def autocast(precision: str, devices: list[torch.device]) -> Iterator[None]:
+    """Inside, matrix products on `devices` are taken in bf16 if `precision` says so; sums and norms stay in fp32."""
+    with ExitStack() as stack:
+        if precision == "bf16":
+            for kind in {device.type for device in devices}:
+                stack.enter_context(torch.autocast(kind, torch.bfloat16))
+        yield
+
+
+def no_autocast(device: torch.device) -> torch.autocast:
+    """Return a context in which `autocast` has no effect on `device`."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def compile_rows(bert: BertModel) -> None:
+    """Compile, in place, what a layer does to each row on its own; attention has a fused kernel already.
+
+    In place leaves the names of the parameters as they are. The number of rows stays open: one compilation serves all.
+    """
+    for layer in bert.encoder.layer:
+        for part in (layer.attention.output, layer.intermediate, layer.output):
+            part.compile(dynamic=True)

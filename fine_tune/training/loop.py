@@ -1,0 +1,49 @@
+"""The training loop of every run: it knows neither methods nor files."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+
+from fine_tune.data.tokens import Batch
+from fine_tune.training.optim import NonFiniteGuard, OptimizerGroup
+from fine_tune.training.task import TaskOutput
+
+Scalars = dict[str, torch.Tensor]
+Vectors = dict[str, torch.Tensor]
+
+
+def train(
+    steps: range,
+    accum_step: int,
+    batches: Iterator[Batch],
+    task: Callable[[Batch], TaskOutput],
+    optimizers: dict[str, OptimizerGroup],
+    guard: NonFiniteGuard,
+    log: Callable[[int, Scalars, dict[str, float]], None],
+    save: Callable[[int, Vectors], None],
+) -> None:
+    """Run the optimiser steps `steps`, each over `accum_step` micro-batches of `task`.
+
+    What is logged and saved is the mean over the step's micro-batches. `optimizers` are named as their learning rate is
+    logged; `guard` leaves their updates out from the first value on that is not finite, and `log` and `save` report it.
+    """
+    for step in steps:
+        losses: Scalars = {}
+        vectors: Vectors = {}
+        for batch in islice(batches, accum_step):
+            output = task(batch)
+            (output.loss / accum_step).backward()  # one backward pass, whatever the loss is made of
+            add_mean(losses, output.losses, accum_step)
+            add_mean(vectors, output.vectors, accum_step)
+        norms = {f"gradient of {name}": group.clip() for name, group in optimizers.items()}
+        found_inf = guard.found_inf(step, losses | norms)
+        lrs = {name: group.step(step, found_inf) for name, group in optimizers.items()}
+        log(step, losses, lrs)
+        save(step, vectors)
+
+
+def add_mean(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor], count: int) -> None:
+    """Add `values` / `count` to `total`, on their device: .item() here would wait for the GPU."""
+    for name, value in values.items():
+        total[name] = total.get(name, 0) + value.detach() / count

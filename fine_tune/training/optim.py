@@ -1,0 +1,110 @@
+"""AdamW for a group of modules, its linear schedule, what is clipped as one; when not to update."""
+
+import math
+from argparse import Namespace
+
+import torch
+from torch import nn
+
+from fine_tune.core.errors import NotFinite
+
+
+def warmup_factor(done: int, warmup_step: int, total_step: int) -> float:
+    """Return the factor of the learning rate after `done` steps: 0 to 1 over the warm-up, then to 0 at total_step."""
+    if done < warmup_step:
+        return done / warmup_step
+    return max(0, total_step - done) / max(1, total_step - warmup_step)
+
+
+class OptimizerGroup:
+    """Modules trained by one AdamW (Loshchilov & Hutter 2019); each module's gradient is clipped on its own.
+
+    `peak_lr` is the learning rate at the end of the warm-up. Biases and LayerNorm weights are not decayed.
+    """
+
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        peak_lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        max_norm: float,
+        warmup_step: int,
+        total_step: int,
+    ) -> None:
+        self.clipped_together = [list(module.parameters()) for module in modules]
+        self.device = self.clipped_together[0][0].device
+        self.peak_lr, self.max_norm, self.warmup_step, self.total_step = peak_lr, max_norm, warmup_step, total_step
+        named = [pair for module in modules for pair in module.named_parameters()]
+        groups = [
+            {"params": [p for name, p in named if decays(name)], "weight_decay": weight_decay},
+            {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+    def clip(self) -> torch.Tensor:
+        """Clip the gradients, and return their norm before that, a scalar: the largest, where several are clipped."""
+        norms = [nn.utils.clip_grad_norm_(parameters, self.max_norm) for parameters in self.clipped_together]
+        return torch.stack([norm.to(self.device) for norm in norms]).max()  # max passes nan on
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of `step`, counted from 1; the first step runs at 0."""
+        return self.peak_lr * warmup_factor(step - 1, self.warmup_step, self.total_step)
+
+    def step(self, step: int, found_inf: torch.Tensor) -> float:
+        """Update and clear the gradients as `step`, counted from 1; return the learning rate used.
+
+        Where the scalar `found_inf` is 1, the update is left out on the device itself, so nothing waits for its value.
+        """
+        self.optimizer.found_inf = found_inf.to(self.device)  # how a fused optimiser is told by a gradient scaler
+        lr = self.lr(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return lr
+
+
+class NonFiniteGuard:
+    """Watches what must be finite, from the first bad step on says to skip every update, and reports that step.
+
+    Everything stays on the device of the watched values until `raise_if_tripped`.
+    """
+
+    def __init__(self, groups: dict[str, OptimizerGroup]) -> None:
+        self.groups = groups
+        self.step = torch.zeros((), dtype=torch.long)  # 0 while all is well
+        self.values = torch.zeros(0)
+        self.names: list[str] = []
+
+    def found_inf(self, step: int, watched: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Take the scalars of a step; return 1.0 if one of them, or of an earlier step, is not finite, else 0.0."""
+        device = next(iter(watched.values())).device
+        values = torch.stack([value.detach().to(device) for value in watched.values()])
+        known, before = self.step.to(device), self.values if self.names else torch.zeros_like(values)
+        bad_now = ~values.isfinite().all()
+        self.values = torch.where(known > 0, before, values)
+        self.step = torch.where((known == 0) & bad_now, step, known)
+        self.names = list(watched)
+        return (self.step > 0).float()
+
+    def raise_if_tripped(self) -> None:
+        """Raise NotFinite naming the first bad step and what was not finite in it; waits for the device."""
+        step = int(self.step)
+        if step:
+            bad = [f"{n} {v}" for n, v in zip(self.names, self.values.tolist(), strict=True) if not math.isfinite(v)]
+            at = ", ".join(f"{name} {group.lr(step):g}" for name, group in self.groups.items())
+            raise NotFinite(f"step {step} at {at}: {', '.join(bad)}; the last checkpoint stays; try a lower rate")
+
+
+def decays(name: str) -> bool:
+    """Tell whether weight decay applies to the parameter `name`."""
+    return "bias" not in name and "layernorm" not in name.lower()
+
+
+def optimizer_group(config: Namespace, modules: list[nn.Module], prefix: str = "") -> OptimizerGroup:
+    """Return the group of `modules` that the flags with `prefix` describe."""
+    flag = {name.removeprefix(prefix): value for name, value in vars(config).items() if name.startswith(prefix)}
+    same = {name: flag[name] for name in ("eps", "weight_decay", "max_norm", "warmup_step", "total_step")}
+    return OptimizerGroup(modules, peak_lr=flag["lr"], betas=(flag["beta1"], flag["beta2"]), **same)

@@ -1,0 +1,242 @@
+"""The order of every training run: devices, task, folder, start or resume, the loop with log and save, end."""
+
+import platform
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from fine_tune.cli.runs import (
+    SavedConfig,
+    data_file,
+    last_written,
+    log_folder,
+    own_folder,
+    require_same_settings,
+    saved_config,
+)
+from fine_tune.core import interrupt
+from fine_tune.core.errors import UserError
+from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, sha256, write_json
+from fine_tune.data import tokens as token_arrays
+from fine_tune.data.tasks import TASKS
+from fine_tune.data.tokens import Batch, Tokens, micro_batches
+from fine_tune.models.precision import check_precision
+from fine_tune.training import checkpoint, distributed
+from fine_tune.training.log import Log, print0
+from fine_tune.training.loop import Vectors, train
+from fine_tune.training.optim import NonFiniteGuard
+from fine_tune.training.task import Task
+
+Devices = dict[str, torch.device]  # by the flags that name them
+BuiltTask = tuple[Task, Tokens, Any, Namespace]  # what is trained, on what, its tokenizer, and the run's config
+
+
+def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask]) -> None:
+    """Train what `build_task` makes of `flags` to its last step, from the last saved state if there is one."""
+    devices = distributed.select_devices(flags)
+    check_precision(flags, list(devices.values()))
+    saved = saved_config(flags)
+    if already_finished(flags, saved):
+        return
+    task, tokens, tokenizer, config = build_task(flags, devices)
+    with open_run(config, saved, tokenizer, flags.overwrite) as folder:
+        distributed.seed_rank(config.seed)
+        start = checkpoint.resume(folder, task)
+        print_summary(folder, config, task, len(tokens), start)
+        fit(folder, config, task, tokens, start)
+        distributed.on_main_process(lambda: finish(folder, config))
+
+
+def already_finished(flags: Namespace, saved: SavedConfig) -> bool:
+    """Tell whether the run is there and finished, after saying so; a run of other flags raises UserError.
+
+    Reads only, and needs no model: it comes before anything slow.
+    """
+    if flags.overwrite or not saved.values:
+        return False
+    require_same_settings(saved.values, flags)
+    folder = own_folder(flags)
+    finished = (folder / f"model-{flags.total_step}.pt").is_file() and not (folder / checkpoint.STATE).is_file()
+    if finished:
+        print0(f"{folder} is finished ({flags.total_step} steps); nothing to do")
+    return finished
+
+
+# --- what every task is built from ------------------------------------------------------------------------------------
+
+
+def make_run_config(flags: Namespace, **facts: Any) -> Namespace:
+    """Return what config.json holds: the flags, `facts` of the run, and the versions it runs on."""
+    kept = {name: value for name, value in vars(flags).items() if name not in ("overwrite", "d_emb", "teacher_config")}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    labels = list(TASKS[flags.task].labels)
+    return Namespace(**kept, labels=labels, **facts, ranks=distributed.WORLD_SIZE, versions=versions)
+
+
+def load_split(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:
+    """Return the split that `flags` name, and the checksum of its file."""
+    spec = TASKS[flags.task]
+    split = spec.splits[flags.dataset]
+    path = data_file(flags, split)
+    digest = sha256(path)
+    cache = Path(flags.experiment_dir) / "cache"
+    wanted = (path, digest, spec, split, tokenizer, flags.max_seq_len, cache)
+    return distributed.main_process_first(lambda: token_arrays.load(*wanted)), digest
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_run(config: Namespace, saved: SavedConfig, tokenizer: Any, overwrite: bool) -> Iterator[Path]:
+    """Yield the run's folder, with its config.json and tokenizer, locked until the block ends."""
+    folder = own_folder(config)
+    with ExitStack() as held:
+        distributed.on_main_process(lambda: enter(folder, config, saved, tokenizer, overwrite, held))
+        yield folder
+
+
+def enter(
+    folder: Path, config: Namespace, saved: SavedConfig, tokenizer: Any, overwrite: bool, held: ExitStack
+) -> None:
+    """Lock the folder until `held` ends, and check its config against the run's, or write that into a new one."""
+    make_folder(folder.parent)
+    held.enter_context(locked(folder))
+    if overwrite and folder.exists():
+        move_aside(folder)
+    make_folder(folder)
+    remove_parts(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        save_tokenizer(tokenizer, folder / "tokenizer")
+        write_json(path, vars(config))  # last: it says that the folder is a run's
+    elif last_written(path) != saved.written:
+        raise UserError(f"{path}: was written by another process just now; give the command again")
+    else:
+        require_same_settings(saved.values, config)
+        before = saved.values.get("versions")
+        if before != config.versions:
+            print0(f"note: the run was started on {before}, this is {config.versions}: numbers may differ slightly")
+
+
+def move_aside(folder: Path) -> None:
+    """Rename the run in `folder`, and its tensorboard log, to the first free `<name>.old-<n>`."""
+    moved = (folder, log_folder(folder))
+    number = 1
+    while any(each.with_name(f"{folder.name}.old-{number}").exists() for each in moved):
+        number += 1
+    for each in moved:
+        if each.exists():
+            target = each.rename(each.with_name(f"{folder.name}.old-{number}"))
+            print0(f"the earlier run is now {target}")
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer's files, each atomically."""
+    make_folder(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        for path in Path(scratch).iterdir():
+            with atomic_write(folder / path.name) as file:
+                file.write(path.read_bytes())
+
+
+def print_summary(folder: Path, config: Namespace, task: Task, examples: int, start: int) -> None:
+    """Say what is about to happen, and the disk it will need."""
+    micro = config.batch_size // config.accum_step
+    millions = {name: parameter_count(module) / 1e6 for name, module in task.trainable_modules.items()}
+    mebibytes = sum(millions.values()) * 4e6 / 2**20  # fp32; AdamW keeps two more numbers per parameter
+    checkpoints = -(-config.total_step // config.ckpt_step)
+    checkpoints = min(checkpoints, config.keep_last or checkpoints)
+    gates = sum(millions.values()) - millions["model"]
+    split = f", split over {distributed.WORLD_SIZE} processes" if distributed.WORLD_SIZE > 1 else ""
+    # The saved state is three times a checkpoint, and twice there while it is replaced.
+    disk = (checkpoints + 6) * mebibytes / 1024
+    print0(f"{config.kind} {config.experiment}: {config.task} {config.dataset}, {examples} examples, in {folder}")
+    print0(
+        f"{millions['model']:.1f} M parameters"
+        + (f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else "")
+    )
+    print0(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro}{split})")
+    print0(f"disk: {checkpoints} checkpoints of {mebibytes:.0f} MiB, {disk:.2f} GiB with the saved state")
+    print0(f"resuming after step {start}" if start else "starting at step 1")
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def fit(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int) -> None:
+    """Run the loop from the step after `start` to the end."""
+    guard = NonFiniteGuard(task.optimizers)
+    log = Log(log_folder(folder), task.tag, start, config.total_step, config.log_step, guard.raise_if_tripped)
+    save = partial(save_if_due, folder, config, task, guard, log)
+    steps = range(start + 1, config.total_step + 1)
+    batches = shard_batches(config, task, tokens, start)
+    task.train()
+    try:
+        forward = distributed.distribute(task, config.accum_step)
+        train(steps, config.accum_step, batches, forward, task.optimizers, guard, log, save)
+    finally:
+        log.close()
+
+
+def shard_batches(config: Namespace, task: Task, tokens: Tokens, start: int) -> Iterator[Batch]:
+    """Yield this rank's shards of the micro-batches of the steps after `start`, without end."""
+    before = start * config.accum_step
+    size = config.batch_size // config.accum_step
+    for number, chosen in enumerate(micro_batches(len(tokens), size, config.seed, before), before):
+        own, fraction = distributed.shard(chosen)
+        layout = task.layout(tokens.lengths(own), own, number // config.accum_step + 1)
+        yield tokens.batch(own, layout, fraction)
+
+
+def save_if_due(
+    folder: Path, config: Namespace, task: Task, guard: NonFiniteGuard, log: Log, step: int, vectors: Vectors
+) -> None:
+    """Save the state after a step that ends in a checkpoint, or in which a signal has come; then heed the signal."""
+    due = step % config.ckpt_step == 0 or step == config.total_step
+    if distributed.interrupted() or due:
+        guard.raise_if_tripped()
+        streams = distributed.all_gather(checkpoint.random_streams())
+        distributed.on_main_process(
+            lambda: write(folder, config, task, log, step, vectors if due else None, streams),
+        )
+        interrupt.poll(f"saved after step {step}; the same command goes on from there")
+
+
+def write(
+    folder: Path, config: Namespace, task: Task, log: Log, step: int, vectors: Vectors | None, streams: list[Any]
+) -> None:
+    """Write what a step leaves: the log, the state and, unless `vectors` is None, a checkpoint with them."""
+    log.flush()
+    if vectors is not None:
+        checkpoint.save_checkpoint(folder, step, task, vectors)
+    checkpoint.save_state(folder, step, task, streams)  # last: it vouches for all before
+    if vectors is not None and config.keep_last:
+        checkpoint.prune(folder, config.keep_last)
+
+
+def finish(folder: Path, config: Namespace) -> None:
+    """Drop what only a resume needs."""
+    if config.keep_last:
+        checkpoint.prune(folder, config.keep_last)  # once more: the last time may have been cut short
+    (folder / checkpoint.STATE).unlink(missing_ok=True)
+    print0(f"done: {folder / f'model-{config.total_step}.pt'}")

@@ -1,0 +1,42 @@
+"""What a run trains: modules, their optimizers, and the loss of a batch; the loop and the files know no more of it.
+
+Shapes: B batch.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from fine_tune.data.layout import Layout
+from fine_tune.data.tokens import Batch
+from fine_tune.training.optim import OptimizerGroup
+
+
+class TaskOutput(NamedTuple):
+    """The scalar to minimise, the scalars to log, and the vectors to save beside the checkpoints, by name."""
+
+    loss: torch.Tensor
+    losses: dict[str, torch.Tensor]
+    vectors: dict[str, torch.Tensor]
+
+
+class Task(nn.Module):
+    """The parent of teacher fine-tuning and student distillation.
+
+    `trainable_modules` go by their names in the checkpoint files, `optimizers` by the name under which their learning
+    rate is logged; `tag` begins the names of all that is logged.
+    """
+
+    tag: str
+    trainable_modules: dict[str, nn.Module]
+    optimizers: dict[str, OptimizerGroup]
+
+    def forward(self, batch: Batch) -> TaskOutput:
+        """Return the losses of a batch."""
+        raise NotImplementedError
+
+    def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
+        """Return the rows in which step `step` reads the examples `chosen` (B,) of `lengths` (B,) tokens."""
+        raise NotImplementedError
