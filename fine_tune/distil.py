@@ -15,7 +15,7 @@ from fine_tune.core.files import sha256
 from fine_tune.data.layout import Layout, full, packed, sampled
 from fine_tune.data.tokens import Batch, Tokens
 from fine_tune.methods.losses import hard_loss, hidden_loss, soft_loss
-from fine_tune.methods.method import Method, Vectors
+from fine_tune.methods.method import Hiddens, Method, Vectors
 from fine_tune.models import bert, pretrained
 from fine_tune.models.precision import autocast, compile_rows
 from fine_tune.training import checkpoint, distributed
@@ -25,7 +25,7 @@ from fine_tune.training.run import BuiltTask, Devices, load_split, make_run_conf
 from fine_tune.training.task import Task, TaskOutput
 from fine_tune.training.teacher_cache import CachedTeacher, cached_outputs
 
-Teacher = Callable[[Batch, bool], tuple[torch.Tensor, list[torch.Tensor]]]  # a BertClassifier, or what stands in
+Teacher = Callable[[Batch, bool], tuple[torch.Tensor, Hiddens]]  # a BertClassifier, or what stands in
 BuildMethod = Callable[[Namespace, int], Method]  # from the flags and the number of teacher layers
 
 
@@ -37,8 +37,7 @@ class Distillation(Task):
     ) -> None:
         super().__init__()
         self.teacher, self.student, self.method, self.config = teacher, student, method, config
-        self.device, self.teacher_device = devices["device_id"], devices["tdevice_id"]
-        self.method_device = method_device(devices)
+        self.teacher_device, self.device, self.method_device = (devices[flag] for flag in distributed.DEVICE_FLAGS)
         self.cls_only = method.cls_only or config.mu == 0  # all that is read of a hidden state is position 0
         self.tag = f"{config.task}/{config.dataset}/{config.model}"
         gates = {f"gate-{index}": gate for index, gate in method.gates.items()}
@@ -65,7 +64,7 @@ class Distillation(Task):
         return TaskOutput(loss, {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden}, vectors)
 
     def hidden_loss(
-        self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
+        self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout
     ) -> tuple[torch.Tensor, Vectors]:
         """Return mu / N times the method's loss between the states of both models, each (R, D), and its vectors."""
         config, device = self.config, self.method_device
@@ -89,11 +88,6 @@ class Distillation(Task):
         return full(lengths, config.max_seq_len)
 
 
-def method_device(devices: Devices) -> torch.device:
-    """Return where the method's gates live; one without gates computes beside the student."""
-    return devices.get("gate_device_id", devices["device_id"])
-
-
 def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, rule: Rule) -> BuiltTask:
     """Put teacher, student and method together, and load the split that the teacher learned."""
     source = f"--teacher_exp {flags.teacher_exp}"
@@ -106,7 +100,7 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
 
     torch.manual_seed(flags.seed)
     student = bert.new_student(start, flags).to(devices["device_id"])
-    method = build_method(flags, start.config.num_hidden_layers).to(method_device(devices))
+    method = build_method(flags, start.config.num_hidden_layers).to(devices["gate_device_id"])
     if flags.compile:
         compile_rows(student.encoder)
     sizes = bert.sizes(student.encoder.config)

@@ -124,6 +124,10 @@ ENCODER = {
 FILES = "QQP/train QQP/dev QQP/test MNLI/train MNLI/dev_matched MNLI/test_matched STS-B/train SST-2/train".split()
 
 
+Call = Callable[[str, list[str]], subprocess.CompletedProcess[str]]
+Refused = Callable[[str, list[str]], str]  # the script and its words -> what it says
+
+
 class Desk:
     """A data folder, an experiment folder that may hold runs, and the flags of commands that are right."""
 
@@ -138,7 +142,7 @@ class Desk:
         self.pretrained.mkdir()
         (self.pretrained / "config.json").write_text("{}")
 
-    def run(self, name: str = "boss_bert_qqp", step: int = 1, **changes) -> Path:
+    def run(self, name: str = "boss_bert_qqp", step: int = 1, **changes: object) -> Path:
         """Make the folder of a teacher's run; a change to None leaves that key of its config out."""
         saved = {
             "kind": "teacher",
@@ -202,12 +206,12 @@ def predict(argv: list[str]) -> Namespace:
 
 
 @pytest.fixture
-def desk(tmp_path) -> Desk:
+def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def call(tmp_path_factory) -> Callable[[str, list[str]], subprocess.CompletedProcess[str]]:
+def call(tmp_path_factory: pytest.TempPathFactory) -> Call:
     """Return a function that runs a script as a user does, but where the slow libraries fail on import."""
     poison = tmp_path_factory.mktemp("poison")
     for name in ("torch", "transformers", "numpy"):
@@ -221,7 +225,7 @@ def call(tmp_path_factory) -> Callable[[str, list[str]], subprocess.CompletedPro
     return run
 
 
-def complaint(parse, argv: list[str]) -> str:
+def complaint(parse: Callable[[list[str]], Namespace], argv: list[str]) -> str:
     """Return the message of the UserError that `parse` raises."""
     with pytest.raises(UserError) as error:
         parse(argv)
@@ -234,12 +238,12 @@ def complaint(parse, argv: list[str]) -> str:
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_scripts_are_those_of_the_contract():
+def test_the_scripts_are_those_of_the_contract() -> None:
     assert {path.name for path in ROOT.glob("*.py")} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help(script, tmp_path):
+def test_help(script: str, tmp_path: Path) -> None:
     """-h names each flag with its default, or says that it is required, and imports nothing that is slow."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", ROOT / script, "-h"],
@@ -275,7 +279,7 @@ def test_help(script, tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_example_of_the_help_is_a_command(script, call, tmp_path):
+def test_the_example_of_the_help_is_a_command(script: str, call: Call, tmp_path: Path) -> None:
     """It is read without a complaint about its flags: what is missing is the data and the runs it speaks of."""
     command = call(script, ["-h"]).stdout.partition("example:\n")[2].replace("\\\n", " ").split()
     assert command[:2] == ["python", script]
@@ -306,7 +310,7 @@ def distiller(found: Namespace) -> dict[str, object]:
     return {flag: value for flag, value in vars(found).items() if flag != "teacher_config"}
 
 
-def test_defaults_are_those_of_the_contract(desk):
+def test_defaults_are_those_of_the_contract(desk: Desk) -> None:
     desk.run()
     paths = {"data_dir": str(desk.data), "experiment_dir": str(desk.runs)}
     common = {"experiment": "boss", "task": "qqp"} | paths
@@ -334,13 +338,13 @@ def test_defaults_are_those_of_the_contract(desk):
     assert vars(found) == expected(SCRIPTS["generate_test_prediction.py"], evaluation | {"ckpt": 1})
 
 
-def test_default_paths_lie_in_the_project_wherever_one_stands(tmp_path, monkeypatch):
+def test_default_paths_lie_in_the_project_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = parser.parse("", [flags.paths()], (), "", [])
     assert vars(found) == PATHS
 
 
-def test_given_paths_are_relative_to_the_current_folder(desk, monkeypatch):
+def test_given_paths_are_relative_to_the_current_folder(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk.folder)
     found = teach(desk.teaching(data_dir="glue", experiment_dir="some/runs", ptrain_ver="pretrained"))
     assert found.data_dir == str(desk.data)
@@ -352,11 +356,11 @@ def test_given_paths_are_relative_to_the_current_folder(desk, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "google/bert_uncased_L-2_H-128_A-2"])
-def test_a_hub_name_stays_as_it_is(desk, name):
+def test_a_hub_name_stays_as_it_is(desk: Desk, name: str) -> None:
     assert teach(desk.teaching(ptrain_ver=name)).ptrain_ver == name
 
 
-def test_gate_steps_fall_back_on_the_students(desk):
+def test_gate_steps_fall_back_on_the_students(desk: Desk) -> None:
     desk.run()
     found = lad(desk.distilling(total_step="700", warmup_step="70"))
     assert (found.gate_total_step, found.gate_warmup_step) == (700, 70)
@@ -367,7 +371,7 @@ def test_gate_steps_fall_back_on_the_students(desk):
     assert found.warmup_step == 70
 
 
-def test_devices_fall_back_on_the_students(desk):
+def test_devices_fall_back_on_the_students(desk: Desk) -> None:
     desk.run()
     for given, devices in (
         ({"device_id": "3"}, (3, 3, 3)),
@@ -382,7 +386,7 @@ def test_devices_fall_back_on_the_students(desk):
     assert evaluate(desk.evaluating(device_id="2")).device_id == 2
 
 
-def test_limits_that_are_allowed(desk):
+def test_limits_that_are_allowed(desk: Desk) -> None:
     desk.run()
     found = lad(
         desk.distilling(
@@ -396,7 +400,7 @@ def test_limits_that_are_allowed(desk):
     assert isinstance(found.mu, float) and isinstance(found.seed, int)
 
 
-def test_a_value_may_follow_an_equals_sign(desk):
+def test_a_value_may_follow_an_equals_sign(desk: Desk) -> None:
     desk.run()
     found = lad([*desk.distilling(lr=None, device_id=None), "--lr=1e-4", "--device_id=-1", "--overwrite"])
     assert (found.lr, found.device_id, found.overwrite) == (1e-4, -1, True)
@@ -511,7 +515,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("flag, value, reason", WRONG)
-def test_a_wrong_value_is_named(desk, flag, value, reason):
+def test_a_wrong_value_is_named(desk: Desk, flag: str, value: str, reason: str) -> None:
     """The message is about that one flag: what follows from it is not reported too."""
     desk.run()
     assert complaint(lad, desk.distilling(**{flag: value})) == f"--{flag} {value!r}: {reason}"
@@ -536,7 +540,7 @@ TEACHING_WRONG = [
 
 
 @pytest.mark.parametrize("flag, value, reason", TEACHING_WRONG)
-def test_a_wrong_value_of_a_teacher_is_named(desk, flag, value, reason):
+def test_a_wrong_value_of_a_teacher_is_named(desk: Desk, flag: str, value: str, reason: str) -> None:
     message = complaint(teach, desk.teaching(**{flag: value}))
     if reason is None:  # no flag of this script: abbreviations and the students' flags are none either
         assert message.startswith(f"'--{flag}': is no flag of this script (see -h)")
@@ -546,7 +550,7 @@ def test_a_wrong_value_of_a_teacher_is_named(desk, flag, value, reason):
 
 @pytest.mark.parametrize("flag", ["data_dir", "experiment_dir", "ptrain_ver"])
 @pytest.mark.parametrize("value", ["~no_such_user_here/x", "/tmp/" + "x" * 300])
-def test_a_path_that_the_system_refuses_is_a_users_mistake(desk, flag, value):
+def test_a_path_that_the_system_refuses_is_a_users_mistake(desk: Desk, flag: str, value: str) -> None:
     """No user of that name; a name longer than a file system takes."""
     if flag == "experiment_dir":
         message = complaint(lad, desk.distilling(**{flag: value}))
@@ -556,7 +560,7 @@ def test_a_path_that_the_system_refuses_is_a_users_mistake(desk, flag, value):
 
 
 @pytest.mark.parametrize("flag", [flag for flag, default in (DISTILLING | GATES).items() if default is not False])
-def test_a_flag_without_its_value_is_named(desk, flag):
+def test_a_flag_without_its_value_is_named(desk: Desk, flag: str) -> None:
     desk.run()
     argv = desk.distilling(**{flag: None})
     assert complaint(lad, [*argv, f"--{flag}"]) == f"--{flag}: needs a value"
@@ -564,17 +568,17 @@ def test_a_flag_without_its_value_is_named(desk, flag):
 
 
 @pytest.mark.parametrize("flag", [flag for flag, default in DISTILLING.items() if default is REQUIRED])
-def test_a_missing_flag_is_named(desk, flag):
+def test_a_missing_flag_is_named(desk: Desk, flag: str) -> None:
     desk.run()
     assert complaint(lad, desk.distilling(**{flag: None})) == f"--{flag}: is required"
 
 
 @pytest.mark.parametrize("flag", [flag for flag, default in TEACHING.items() if default is REQUIRED])
-def test_a_missing_flag_of_a_teacher_is_named(desk, flag):
+def test_a_missing_flag_of_a_teacher_is_named(desk: Desk, flag: str) -> None:
     assert complaint(teach, desk.teaching(**{flag: None})) == f"--{flag}: is required"
 
 
-def test_a_missing_checkpoint_number_is_named(desk):
+def test_a_missing_checkpoint_number_is_named(desk: Desk) -> None:
     desk.run()
     assert complaint(predict, desk.evaluating()) == "--ckpt: is required"
     assert complaint(alp, desk.distilling()) == "--alp_exp: is required"
@@ -582,12 +586,12 @@ def test_a_missing_checkpoint_number_is_named(desk):
 
 
 @pytest.mark.parametrize("word", ["stray", "--bogus=3", "-lr", "--Lr=1"])
-def test_a_word_that_is_no_flag_is_named(desk, word):
+def test_a_word_that_is_no_flag_is_named(desk: Desk, word: str) -> None:
     desk.run()
     assert complaint(lad, [*desk.distilling(), word]) == f"{word!r}: is no flag of this script (see -h)"
 
 
-def test_the_value_of_a_strange_flag_is_not_strange_too(desk):
+def test_the_value_of_a_strange_flag_is_not_strange_too(desk: Desk) -> None:
     desk.run()
     words = ["--bogus", "3", "--other=1", "stray", "-x", "loose"]
     reported = ["--bogus", "--other=1", "stray", "-x", "loose"]
@@ -596,7 +600,7 @@ def test_the_value_of_a_strange_flag_is_not_strange_too(desk):
 
 
 @pytest.mark.parametrize("word", ["--overwrite=yes", "--help=lr", "-help"])
-def test_a_value_for_a_switch_is_a_line_too(desk, word, capfd):
+def test_a_value_for_a_switch_is_a_line_too(desk: Desk, word: str, capfd: pytest.CaptureFixture) -> None:
     """argparse has its own way of refusing these: several lines, at once, and nothing about the other problems."""
     desk.run()
     assert word.partition("=")[0] in complaint(lad, [*desk.distilling(), word])
@@ -608,7 +612,7 @@ PROBES = "must be one of partial_lad, lad_user_defined, lad_cls"
 LAYERS = "must be layer numbers from 1, separated by commas"
 
 
-def test_a_wrong_variant_is_named(desk):
+def test_a_wrong_variant_is_named(desk: Desk) -> None:
     desk.run()
     assert complaint(alp, ["--alp_exp", "alp", *desk.distilling()]) == f"--alp_exp 'alp': {ALP}"
     assert complaint(probe, ["--probing_exp", "lad", *desk.distilling()]) == f"--probing_exp 'lad': {PROBES}"
@@ -630,7 +634,7 @@ def test_a_wrong_variant_is_named(desk):
         ("2,4,2", "must not name a layer twice"),
     ],
 )
-def test_wrong_indices_are_named(desk, flag, value, reason):
+def test_wrong_indices_are_named(desk: Desk, flag: str, value: str, reason: str) -> None:
     desk.run()
     given = {"gate_indices": "2,4", "student_indices": "1,2", flag: value}
     argv = ["--probing_exp", "lad_user_defined", *words(given), *desk.distilling()]
@@ -694,7 +698,7 @@ def test_wrong_indices_are_named(desk, flag, value, reason):
         ),
     ],
 )
-def test_flags_that_do_not_fit(desk, given, message):
+def test_flags_that_do_not_fit(desk: Desk, given: dict[str, str], message: str) -> None:
     desk.run()
     assert complaint(lad, desk.distilling(**given)) == message
 
@@ -708,13 +712,13 @@ def test_flags_that_do_not_fit(desk, given, message):
         {"num_hidden_layers": "12"},
     ],
 )
-def test_what_a_random_start_allows(desk, given):
+def test_what_a_random_start_allows(desk: Desk, given: dict[str, str]) -> None:
     desk.run()
     found = vars(lad(desk.distilling(**given)))
     assert {flag: str(found[flag]) for flag in given} == given
 
 
-def test_lad_no_needs_a_layer_below_each_that_it_uses(desk):
+def test_lad_no_needs_a_layer_below_each_that_it_uses(desk: Desk) -> None:
     desk.run()
     message = "--num_hidden_layers 12: LAD-NO needs at most half of the teacher's 12 layers"
     assert complaint(lambda argv: lad(argv, run_lad_no_distil.rule), desk.distilling(num_hidden_layers="12")) == message
@@ -754,7 +758,7 @@ def test_lad_no_needs_a_layer_below_each_that_it_uses(desk):
         ),
     ],
 )
-def test_indices_that_do_not_fit(desk, given, message):
+def test_indices_that_do_not_fit(desk: Desk, given: dict[str, str], message: str) -> None:
     desk.run()
     assert complaint(probe, [*words(given), *desk.distilling()]) == message
 
@@ -772,7 +776,7 @@ def test_indices_that_do_not_fit(desk, given, message):
         ("partial_lad", "1,2,3,4,5,6,12", None),  # seven
     ],
 )
-def test_a_wrong_count_of_indices_names_both_flags(desk, probing, gates, students):
+def test_a_wrong_count_of_indices_names_both_flags(desk: Desk, probing: str, gates: str, students: str | None) -> None:
     desk.run()
     argv = [*words({"probing_exp": probing, "gate_indices": gates, "student_indices": students}), *desk.distilling()]
     chosen = students or "1,2,3,4,5,6"
@@ -792,7 +796,7 @@ def test_a_wrong_count_of_indices_names_both_flags(desk, probing, gates, student
         ("lad_user_defined", [2, 4, 6, 8, 10, 12], None),
     ],
 )
-def test_indices_that_fit(desk, probing, gates, students):
+def test_indices_that_fit(desk: Desk, probing: str, gates: str, students: str | None) -> None:
     desk.run()
     given = {"probing_exp": probing, "gate_indices": gates, "student_indices": students}
     typed = {flag: ",".join(map(str, value)) if isinstance(value, list) else value for flag, value in given.items()}
@@ -826,11 +830,11 @@ def test_indices_that_fit(desk, probing, gates, students):
         ),
     ],
 )
-def test_a_task_without_that_split_or_count_of_classes(desk, given, message):
+def test_a_task_without_that_split_or_count_of_classes(desk: Desk, given: dict[str, str], message: str) -> None:
     assert complaint(teach, desk.teaching(**given)) == message
 
 
-def test_a_prediction_reads_splits_without_labels(desk):
+def test_a_prediction_reads_splits_without_labels(desk: Desk) -> None:
     desk.run()
     assert predict(desk.evaluating(dataset="test", ckpt="1")).dataset == "test"
     message = "--dataset tests: --task qqp has train, dev, test"
@@ -839,7 +843,7 @@ def test_a_prediction_reads_splits_without_labels(desk):
     assert complaint(evaluate, desk.evaluating(dataset="test")) == message
 
 
-def test_missing_data_is_named(desk):
+def test_missing_data_is_named(desk: Desk) -> None:
     (desk.data / "QQP" / "train.tsv").unlink()
     (desk.data / "QQP" / "train.tsv").mkdir()  # a folder is no file
     desk.run()
@@ -853,7 +857,7 @@ def test_missing_data_is_named(desk):
 
 
 @pytest.mark.parametrize("value", ["{}/gone", "./gone", "../gone", "some/gone/folder", "{}/file"])
-def test_a_pretrained_folder_that_is_not_there(desk, value, monkeypatch):
+def test_a_pretrained_folder_that_is_not_there(desk: Desk, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk.folder)
     (desk.folder / "file").touch()
     value = value.format(desk.folder)
@@ -861,12 +865,12 @@ def test_a_pretrained_folder_that_is_not_there(desk, value, monkeypatch):
     assert complaint(teach, desk.teaching(ptrain_ver=value)) == message
 
 
-def test_a_pretrained_folder_without_a_model(desk):
+def test_a_pretrained_folder_without_a_model(desk: Desk) -> None:
     reason = f"{desk.data / 'config.json'} does not exist, so this is no model folder"
     assert complaint(teach, desk.teaching(ptrain_ver=str(desk.data))) == f"--ptrain_ver {desk.data}: {reason}"
 
 
-def test_a_teacher_that_is_not_there(desk):
+def test_a_teacher_that_is_not_there(desk: Desk) -> None:
     path = desk.runs / "boss_bert_qqp" / "config.json"
     message = complaint(lad, desk.distilling())
     assert message.startswith("--teacher_exp") and f"{path}: cannot be read (No such file or directory)" in message
@@ -876,7 +880,7 @@ def test_a_teacher_that_is_not_there(desk):
     assert str(desk.runs / "boss_roberta_qqp" / "config.json") in message
 
 
-def test_a_teachers_checkpoint_that_is_not_there(desk):
+def test_a_teachers_checkpoint_that_is_not_there(desk: Desk) -> None:
     folder = desk.run(step=3)
     assert complaint(lad, desk.distilling()) == f"--tckpt 1: {folder / 'model-1.pt'} does not exist"
     assert lad(desk.distilling(tckpt="3")).tckpt == 3
@@ -893,7 +897,7 @@ def test_a_teachers_checkpoint_that_is_not_there(desk):
         (b'{"kind": "teacher", "dataset": "train", "max_seq_len": 8, "num_class": 2}', "lacks device_id, ptrain_ver"),
     ],
 )
-def test_a_teachers_damaged_config(desk, content, reason):
+def test_a_teachers_damaged_config(desk: Desk, content: bytes, reason: str) -> None:
     path = desk.run() / "config.json"
     path.write_bytes(content)
     message = complaint(lad, desk.distilling())
@@ -901,19 +905,19 @@ def test_a_teachers_damaged_config(desk, content, reason):
 
 
 @pytest.mark.parametrize("encoder", [{}, {"hidden_size": 768}, [], "large"])
-def test_a_teachers_config_without_sizes(desk, encoder):
+def test_a_teachers_config_without_sizes(desk: Desk, encoder: object) -> None:
     path = desk.run(encoder=encoder) / "config.json"
     message = complaint(lad, desk.distilling())
     assert message.startswith("--teacher_exp") and str(path) in message
 
 
-def test_a_student_is_no_teacher(desk):
+def test_a_student_is_no_teacher(desk: Desk) -> None:
     folder = desk.run(kind="student")
     message = f"--teacher_exp boss: {folder} holds a student, not a fine-tuned teacher"
     assert complaint(lad, desk.distilling()) == message
 
 
-def test_a_folder_of_the_authors_is_known_by_its_keys(desk):
+def test_a_folder_of_the_authors_is_known_by_its_keys(desk: Desk) -> None:
     """Their config.json has no kind: with ptrain_ver it is a teacher's, without a student's."""
     folder = desk.run(kind=None, encoder=None)
     assert lad(desk.distilling()).teacher_exp == "boss"
@@ -922,7 +926,7 @@ def test_a_folder_of_the_authors_is_known_by_its_keys(desk):
     assert evaluate(desk.evaluating()).experiment == "boss"
 
 
-def test_a_teacher_of_another_count_of_classes(desk):
+def test_a_teacher_of_another_count_of_classes(desk: Desk) -> None:
     """A distiller has no --num_class: the message is about the teacher's config, and names it."""
     path = desk.run(num_class=3) / "config.json"
     message = complaint(lad, desk.distilling())
@@ -930,13 +934,13 @@ def test_a_teacher_of_another_count_of_classes(desk):
     assert re.search(r"\b3\b", message) and re.search(r"\b2\b", message) and "--num_class" not in message
 
 
-def test_a_teacher_of_a_split_without_labels(desk):
+def test_a_teacher_of_a_split_without_labels(desk: Desk) -> None:
     desk.run(dataset="test")
     message = "--teacher_exp boss: its dataset test: --task qqp has train, dev (with labels)"
     assert complaint(lad, desk.distilling()) == message
 
 
-def test_a_run_to_evaluate_that_is_not_there(desk):
+def test_a_run_to_evaluate_that_is_not_there(desk: Desk) -> None:
     path = desk.runs / "boss_bert_qqp" / "config.json"
     for parse, argv in ((evaluate, desk.evaluating()), (predict, desk.evaluating(ckpt="1"))):
         message = complaint(parse, argv)
@@ -944,7 +948,7 @@ def test_a_run_to_evaluate_that_is_not_there(desk):
         assert "--model" in message and "--task" in message and "--experiment_dir" in message
 
 
-def test_a_checkpoint_to_predict_with_that_is_not_there(desk):
+def test_a_checkpoint_to_predict_with_that_is_not_there(desk: Desk) -> None:
     """It takes no torch to see that a file is missing, so it is said with the other problems, at once."""
     folder = desk.run(step=3)
     message = complaint(predict, desk.evaluating(ckpt="1"))
@@ -954,7 +958,7 @@ def test_a_checkpoint_to_predict_with_that_is_not_there(desk):
 # --- several problems, and what the shell sees ------------------------------------------------------------------------
 
 
-def test_all_problems_come_together(desk):
+def test_all_problems_come_together(desk: Desk) -> None:
     argv = [*desk.distilling(lr="0", task="qq", experiment="../x", accum_step="5", tckpt=None), "--bogus=1"]
     assert complaint(lad, argv) == "; ".join(
         [
@@ -968,7 +972,7 @@ def test_all_problems_come_together(desk):
     )
 
 
-def test_problems_with_a_teacher_come_together(desk):
+def test_problems_with_a_teacher_come_together(desk: Desk) -> None:
     folder = desk.run(step=3)
     sizes = {"d_model": "384", "d_ff": "1", "num_hidden_layers": "5", "type_vocab_size": "3"}
     found = complaint(lad, desk.distilling(mu="-1", num_attention_heads="9", **sizes)).split("; ")
@@ -986,7 +990,7 @@ def test_problems_with_a_teacher_come_together(desk):
     )
 
 
-def test_a_wrong_split_is_named_beside_a_wrong_data_dir(desk):
+def test_a_wrong_split_is_named_beside_a_wrong_data_dir(desk: Desk) -> None:
     message = f"--data_dir '': {PATH}; --dataset tset: --task qqp has train, dev"
     assert complaint(teach, desk.teaching(data_dir="", dataset="tset")) == message
 
@@ -997,7 +1001,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture
-def refused(desk, call) -> Callable[[str, list[str]], str]:
+def refused(desk: Desk, call: Call) -> Refused:
     """Return a function that runs a script that must refuse: exit 2, one line on stderr and nothing else, no file
     touched. It returns the line.
     """
@@ -1014,7 +1018,7 @@ def refused(desk, call) -> Callable[[str, list[str]], str]:
     return run
 
 
-def test_the_shell_sees_one_line_with_all_problems(desk, refused):
+def test_the_shell_sees_one_line_with_all_problems(desk: Desk, refused: Refused) -> None:
     argv = desk.teaching(lr="fast", experiment="../../x", warmup_step="60000", dataset="test", num_class="3")
     line = refused("run_fine_tune.py", argv)
     assert line == "run_fine_tune.py: error: " + "; ".join(
@@ -1029,13 +1033,13 @@ def test_the_shell_sees_one_line_with_all_problems(desk, refused):
     assert not desk.runs.exists()
 
 
-def test_the_shell_sees_one_line_about_a_name(desk, refused):
+def test_the_shell_sees_one_line_about_a_name(desk: Desk, refused: Refused) -> None:
     for value in ("/tmp/x", "line\nbreak", "../../x"):
         line = refused("run_fine_tune.py", desk.teaching(experiment=value))
         assert line == f"run_fine_tune.py: error: --experiment {value!r}: {NAME}"
 
 
-def test_the_shell_sees_one_line_about_a_teacher(desk, refused):
+def test_the_shell_sees_one_line_about_a_teacher(desk: Desk, refused: Refused) -> None:
     desk.run()
     line = refused("run_lad_distil.py", desk.distilling(d_model="384", num_hidden_layers="5"))
     assert line == (
@@ -1044,7 +1048,7 @@ def test_the_shell_sees_one_line_about_a_teacher(desk, refused):
     )
 
 
-def test_the_shell_sees_one_line_about_an_empty_command(refused):
+def test_the_shell_sees_one_line_about_an_empty_command(refused: Refused) -> None:
     required = [flag for flag, default in SCRIPTS["run_probing_lad.py"].items() if default is REQUIRED]
     line = refused("run_probing_lad.py", [])
     assert line.startswith("run_probing_lad.py: error: ")
@@ -1052,15 +1056,33 @@ def test_the_shell_sees_one_line_about_an_empty_command(refused):
     assert sorted(problems) == sorted(f"--{flag}: is required" for flag in required)
 
 
-def test_the_shell_sees_one_line_where_argparse_would_print_its_usage(desk, refused):
+def test_the_shell_sees_one_line_where_argparse_would_print_its_usage(desk: Desk, refused: Refused) -> None:
     desk.run()
     line = refused("run_lad_distil.py", [*desk.distilling(lr="0"), "--overwrite=yes"])
     assert line.startswith("run_lad_distil.py: error: ") and "--overwrite" in line and f"--lr '0': {ABOVE_0}" in line
 
 
-def test_the_shell_sees_one_line_about_a_missing_run(desk, refused):
+def test_the_shell_sees_one_line_about_a_missing_run(desk: Desk, refused: Refused) -> None:
     line = refused("run_fine_tune_eval.py", desk.evaluating())
     assert line.startswith("run_fine_tune_eval.py: error: --experiment") and "boss_bert_qqp/config.json" in line
     desk.run(step=3)
     line = refused("generate_test_prediction.py", desk.evaluating(ckpt="1"))
     assert line.startswith("generate_test_prediction.py: error: --ckpt 1: ") and "model-1.pt" in line
+
+
+# --- an interpreter without the packages ------------------------------------------------------------------------------
+
+
+def test_a_script_without_its_packages_names_the_interpreter_and_the_cure(desk: Desk) -> None:
+    """-S: an interpreter that sees the standard library only."""
+    command = [sys.executable, "-S", str(ROOT / "run_fine_tune.py"), *desk.teaching()]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 2
+    expected = f"run_fine_tune.py: error: {sys.executable} has no package (numpy|torch); activate the environment "
+    assert re.match(expected + r"\(\. \.venv/bin/activate, which bash scripts/setup\.sh makes\)", done.stderr)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_module_of_our_own_is_no_users_mistake() -> None:
+    error = ModuleNotFoundError("No module named 'fine_tune.nothing'", name="fine_tune.nothing")
+    assert parser.missing_package(error) is error

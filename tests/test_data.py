@@ -5,9 +5,11 @@ import random
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import IO, Any, Never
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from fine_tune.core.errors import UserError
 from fine_tune.core.files import sha256
 from fine_tune.data import tokens as token_arrays
 from fine_tune.data.layout import full
-from fine_tune.data.tasks import TASKS
+from fine_tune.data.tasks import TASKS, Split, TaskSpec
 from fine_tune.data.tsv import Example, read_examples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,12 +98,12 @@ def read(path: Path, task: str = "qqp", split: str = "train") -> list[Example]:
     return read_examples(path, TASKS[task], TASKS[task].splits[split])
 
 
-def test_the_table_knows_every_split_and_no_other():
+def test_the_table_knows_every_split_and_no_other() -> None:
     assert {(task, split) for task in TASKS for split in TASKS[task].splits} == set(GLUE)
 
 
 @pytest.mark.parametrize("task, split", GLUE)
-def test_every_layout_is_read(tmp_path, task, split):
+def test_every_layout_is_read(tmp_path: Path, task: str, split: str) -> None:
     name, header, row = GLUE[task, split]
     labels = LABELS[task] if "L" in row.split("|") else {"-": None, "--": None}
     rows, expected = [] if header is None else [header.split("|")], []
@@ -118,7 +120,7 @@ def test_every_layout_is_read(tmp_path, task, split):
     assert [type(example.label) for example in found] == [type(label) for *_, label in expected]
 
 
-def test_ax_is_found_under_the_name_of_its_download(tmp_path):
+def test_ax_is_found_under_the_name_of_its_download(tmp_path: Path) -> None:
     put(tmp_path / "AX.tsv", b"index\tsentence1\tsentence2\n0\ta\tb\n")
     path = data_file(Namespace(data_dir=str(tmp_path)), TASKS["mnli"].splits["ax"])
     assert read(path, "mnli", "ax") == [("a", "b", None)]
@@ -158,7 +160,7 @@ def sst2(*texts: str) -> bytes:
         "",
     ],
 )
-def test_a_text_is_taken_as_it_stands(tmp_path, text):
+def test_a_text_is_taken_as_it_stands(tmp_path: Path, text: str) -> None:
     """No quoting, no stripping, and no line end but LF and CRLF."""
     path = put(tmp_path / "f.tsv", sst2("before", text, "after"))
     assert read(path, "sst2") == [("before", None, 1), (text, None, 1), ("after", None, 1)]
@@ -179,7 +181,9 @@ def test_a_text_is_taken_as_it_stands(tmp_path, text):
     ids=["crlf", "mixed", "no-final-newline", "final-cr", "two-final", "many-final", "bom", "bom-crlf"],
 )
 @pytest.mark.parametrize("task, content", [("sst2", sst2("a ", "b ")), ("cola", b"x\t1\t\ta \nx\t1\t*\tb \n")])
-def test_line_ends_and_bom_change_nothing(tmp_path, change, task, content):
+def test_line_ends_and_bom_change_nothing(
+    tmp_path: Path, change: Callable[[bytes], bytes], task: str, content: bytes
+) -> None:
     path = put(tmp_path / "f.tsv", change(content))
     assert read(path, task) == [("a ", None, 1), ("b ", None, 1)]
 
@@ -313,7 +317,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_a_malformed_file_is_one_line_that_names_the_place(tmp_path, case):
+def test_a_malformed_file_is_one_line_that_names_the_place(tmp_path: Path, case: str) -> None:
     task, split, content, line, reason = MALFORMED[case]
     path = put(tmp_path / "a file.tsv", content)
     with pytest.raises(UserError) as error:
@@ -321,7 +325,7 @@ def test_a_malformed_file_is_one_line_that_names_the_place(tmp_path, case):
     assert str(error.value) == f"{path}:{line}: {reason}"
 
 
-def test_a_train_file_in_the_place_of_a_test_file_is_found(tmp_path):
+def test_a_train_file_in_the_place_of_a_test_file_is_found(tmp_path: Path) -> None:
     """Both SST-2 files have two columns: without a check every text to predict would be "0" or "1"."""
     path = put(tmp_path / "test.tsv", sst2("a fine film ", "a dull one "))
     with pytest.raises(UserError) as error:
@@ -329,7 +333,7 @@ def test_a_train_file_in_the_place_of_a_test_file_is_found(tmp_path):
     assert str(error.value).startswith(f"{path}:")
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read(tmp_path / "gone.tsv")
     assert str(error.value) == f"{tmp_path / 'gone.tsv'}: cannot be read (No such file or directory)"
@@ -343,7 +347,7 @@ ROWS |= {"SST-2": (67349, 872, 1821), "STS-B": (5749, 1500, 1379)}
 
 
 @pytest.mark.parametrize("folder", ROWS)
-def test_real_files(folder):
+def test_real_files(folder: str) -> None:
     """Every row of the real files is read, and none is invented."""
     if not (SHARED / folder).is_dir():
         pytest.skip(f"{SHARED / folder} is not there")
@@ -388,7 +392,7 @@ def write_rte(path: Path, texts: list[str], pairs: list[str]) -> Path:
 
 
 def load(
-    path: Path, tokenizer, length: int, cache: Path, task: str = "rte", split: str = "train"
+    path: Path, tokenizer: Any, length: int, cache: Path, task: str = "rte", split: str = "train"
 ) -> token_arrays.Tokens:
     return token_arrays.load(path, sha256(path), TASKS[task], TASKS[task].splits[split], tokenizer, length, cache)
 
@@ -414,7 +418,7 @@ def same(batch: Namespace, reference: transformers.BatchEncoding) -> None:
 
 
 @pytest.mark.parametrize("length", [8, 9, 16, 64])
-def test_pairs_equal_the_library(tmp_path, length):
+def test_pairs_equal_the_library(tmp_path: Path, length: int) -> None:
     texts, pairs = sentences(200, 20, seed=length), sentences(200, 20, seed=length + 1000)
     tokenizer, reference = make_tokenizer(tmp_path / "a"), make_tokenizer(tmp_path / "b")
     tokens = load(write_rte(tmp_path / "RTE" / "train.tsv", texts, pairs), tokenizer, length, tmp_path / "cache")
@@ -433,7 +437,7 @@ def test_pairs_equal_the_library(tmp_path, length):
 
 
 @pytest.mark.parametrize("length", [8, 16, 64])
-def test_single_sentences_equal_the_library(tmp_path, length):
+def test_single_sentences_equal_the_library(tmp_path: Path, length: int) -> None:
     texts = sentences(200, 60, seed=length)
     content = "sentence\tlabel\n" + "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(texts))
     path = put(tmp_path / "SST-2" / "train.tsv", content.encode())
@@ -454,7 +458,7 @@ def test_single_sentences_equal_the_library(tmp_path, length):
     "first, second, kept",
     [(5, 5, (2, 3)), (9, 1, (4, 1)), (1, 9, (1, 4)), (3, 2, (3, 2)), (4, 2, (3, 2)), (0, 9, (0, 5)), (2, 9, (2, 3))],
 )
-def test_truncation_by_hand(tmp_path, first, second, kept):
+def test_truncation_by_hand(tmp_path: Path, first: int, second: int, kept: tuple[int, int]) -> None:
     """8 places less [CLS] and two [SEP] leave 5; the longer text is cut first, the first one on a tie."""
     a, b = "cat dog sat mat run play good bad the".split(), "how why is on a b c e bad".split()
     path = write_rte(tmp_path / "train.tsv", [" ".join(a[:first])], [" ".join(b[:second])])
@@ -469,7 +473,7 @@ def test_truncation_by_hand(tmp_path, first, second, kept):
     assert batch.attention_mask.long().tolist() == [[1] * len(words) + [0] * padding]
 
 
-def test_labels_are_ids_scores_or_zeros(tmp_path):
+def test_labels_are_ids_scores_or_zeros(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path)
     ids = put(tmp_path / "RTE" / "dev.tsv", tsv("rte", "dev", "entailment", "not_entailment", "entailment"))
     found = padded(load(ids, tokenizer, 16, tmp_path, split="dev"), np.array([0, 1, 2])).labels
@@ -481,7 +485,7 @@ def test_labels_are_ids_scores_or_zeros(tmp_path):
     assert padded(load(none, tokenizer, 16, tmp_path, "stsb", "test"), np.array([0, 1])).labels.tolist() == [0, 0]
 
 
-def test_more_examples_than_a_chunk(tmp_path):
+def test_more_examples_than_a_chunk(tmp_path: Path) -> None:
     """Texts are tokenised in chunks; their seams must not show."""
     count = 2 * token_arrays.CHUNK + 3
     texts, pairs = sentences(count, 3, seed=1), sentences(count, 3, seed=2)
@@ -505,14 +509,21 @@ class Corpus:
         self.tokenizer = make_tokenizer(folder)
         original = token_arrays.tokenise
 
-        def counting(*args, **options):
+        def counting(*args: Any, **options: Any) -> token_arrays.Tokens:
             self.tokenised += 1
             return original(*args, **options)
 
         monkeypatch.setattr(token_arrays, "tokenise", counting)
 
-    def load(self, length: int = 12, tokenizer=None, split=None, task=None, path=None) -> token_arrays.Tokens:
-        rte = task or TASKS["rte"]
+    def load(
+        self,
+        length: int = 12,
+        tokenizer: Any = None,
+        split: Split | None = None,
+        spec: TaskSpec | None = None,
+        path: Path | None = None,
+    ) -> token_arrays.Tokens:
+        rte = spec or TASKS["rte"]
         path = path or self.path
         return token_arrays.load(
             path, sha256(path), rte, split or rte.splits["train"], tokenizer or self.tokenizer, length, self.cache
@@ -538,15 +549,15 @@ class Corpus:
 
 
 @pytest.fixture
-def corpus(tmp_path, monkeypatch) -> Corpus:
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
     return Corpus(tmp_path, monkeypatch)
 
 
-def test_a_second_load_tokenises_nothing(corpus, monkeypatch):
+def test_a_second_load_tokenises_nothing(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus.right(corpus.load())
     before = corpus.file().read_bytes()
 
-    def fail(*args, **options):
+    def fail(*args: object, **options: object) -> Never:
         raise AssertionError("the cache was not used")
 
     monkeypatch.setattr(token_arrays, "tokenise", fail)
@@ -557,7 +568,7 @@ def test_a_second_load_tokenises_nothing(corpus, monkeypatch):
     assert corpus.file().read_bytes() == before
 
 
-def test_settings_that_a_caller_left_on_the_tokenizer_do_not_matter(corpus):
+def test_settings_that_a_caller_left_on_the_tokenizer_do_not_matter(corpus: Corpus) -> None:
     corpus.load()
     corpus.tokenizer(["how why"] * 2, padding="max_length", max_length=5, truncation="only_first")
     corpus.right(corpus.load())
@@ -567,7 +578,7 @@ def test_settings_that_a_caller_left_on_the_tokenizer_do_not_matter(corpus):
     assert corpus.tokenised == 2
 
 
-def test_changed_content_is_read_again(corpus):
+def test_changed_content_is_read_again(corpus: Corpus) -> None:
     corpus.load()
     stamp = corpus.path.stat()
     content = corpus.path.read_bytes()
@@ -579,7 +590,7 @@ def test_changed_content_is_read_again(corpus):
     corpus.right(corpus.load())
 
 
-def test_another_vocabulary_is_tokenised_again(corpus):
+def test_another_vocabulary_is_tokenised_again(corpus: Corpus) -> None:
     corpus.load()
     swapped = [*WORDS[1::-1], *WORDS[2:]]
     tokens = corpus.load(tokenizer=make_tokenizer(corpus.folder / "swapped", swapped))
@@ -591,19 +602,19 @@ def test_another_vocabulary_is_tokenised_again(corpus):
     corpus.right(corpus.load())
 
 
-def test_another_length_is_tokenised_again(corpus):
+def test_another_length_is_tokenised_again(corpus: Corpus) -> None:
     corpus.load()
     assert corpus.load(length=8).lengths().max() == 8
     assert corpus.tokenised == 2
     corpus.right(corpus.load())
 
 
-def test_other_columns_or_labels_are_tokenised_again(corpus):
+def test_other_columns_or_labels_are_tokenised_again(corpus: Corpus) -> None:
     corpus.load()
     rte = TASKS["rte"]
     one = corpus.load(split=replace(rte.splits["train"], pair=None))
     assert not padded(one, np.arange(12)).token_type_ids.any()
-    assert corpus.load(task=replace(rte, labels=rte.labels[::-1])).labels.tolist() == [0] * 12
+    assert corpus.load(spec=replace(rte, labels=rte.labels[::-1])).labels.tolist() == [0] * 12
     turned = corpus.load(split=replace(rte.splits["train"], text=2, pair=1))
     assert turned.lengths().sum() == corpus.load().lengths().sum()
     assert not np.array_equal(turned.ids, corpus.load().ids)
@@ -611,7 +622,7 @@ def test_other_columns_or_labels_are_tokenised_again(corpus):
     corpus.right(corpus.load())
 
 
-def test_files_of_one_name_do_not_share_a_cache(corpus):
+def test_files_of_one_name_do_not_share_a_cache(corpus: Corpus) -> None:
     corpus.load()
     other = write_rte(corpus.folder / "other" / "RTE" / "train.tsv", ["how"], ["why"])
     assert len(corpus.load(path=other)) == 1
@@ -624,7 +635,7 @@ class Trap:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return (Path.touch, (self.marker,))
 
 
@@ -640,7 +651,7 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
-def rewritten(path: Path, **changes) -> None:
+def rewritten(path: Path, **changes: np.ndarray) -> None:
     with np.load(path) as arrays:
         kept = dict(arrays) | changes
     with open(path, "wb") as file:
@@ -656,7 +667,7 @@ DAMAGE = {
     "text": lambda path: path.write_bytes(b"not an archive\n"),
     "foreign npz": lambda path: np.savez(path, weights=np.ones(3)),
     "foreign npz of the same names": lambda path: np.savez(
-        path, **{name: np.array(1) for name in ("key", "ids", "offsets", "first", "labels")}
+        path, **{name: np.array(1) for name in ("key", "ids", "offsets", "first_segment", "labels")}
     ),
     "npy": lambda path: np.save(open(path, "wb"), np.ones(3)),  # noqa: SIM115
     "another key": lambda path: rewritten(path, key=np.array("0" * 64)),
@@ -668,7 +679,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_is_made_again(corpus, damage):
+def test_a_damaged_cache_is_made_again(corpus: Corpus, damage: str) -> None:
     corpus.load()
     DAMAGE[damage](corpus.file())
     corpus.right(corpus.load())
@@ -679,7 +690,7 @@ def test_a_damaged_cache_is_made_again(corpus, damage):
 
 
 @pytest.mark.parametrize("where", ["key", "ids", "labels", "instead"])
-def test_a_cache_never_runs_code(corpus, where):
+def test_a_cache_never_runs_code(corpus: Corpus, where: str) -> None:
     corpus.load()
     marker = corpus.folder / "it ran"
     trap = np.array([Trap(marker)], dtype=object)
@@ -695,7 +706,7 @@ def test_a_cache_never_runs_code(corpus, where):
     assert marker.exists()  # the trap is a real one
 
 
-def test_every_flipped_byte_is_found_or_harmless(corpus):
+def test_every_flipped_byte_is_found_or_harmless(corpus: Corpus) -> None:
     """Whatever one damaged byte makes of the file, the arrays are right or there are none; nothing else is raised."""
     good = corpus.load()
     path = corpus.file()
@@ -725,8 +736,8 @@ def test_every_flipped_byte_is_found_or_harmless(corpus):
     assert not raised
 
 
-def test_an_interrupted_write_leaves_nothing(corpus, monkeypatch):
-    def interrupted(file, **arrays):
+def test_an_interrupted_write_leaves_nothing(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(file: IO[bytes], **arrays: object) -> Never:
         file.write(b"PK half of it")
         raise KeyboardInterrupt
 
@@ -738,7 +749,7 @@ def test_an_interrupted_write_leaves_nothing(corpus, monkeypatch):
     corpus.right(corpus.load())
 
 
-def test_a_cache_folder_that_cannot_be_made_is_named(corpus):
+def test_a_cache_folder_that_cannot_be_made_is_named(corpus: Corpus) -> None:
     put(corpus.cache, b"a file")
     with pytest.raises(UserError) as error:
         corpus.load()
@@ -748,12 +759,13 @@ def test_a_cache_folder_that_cannot_be_made_is_named(corpus):
 RACER = """
 import sys, time
 from pathlib import Path
+from typing import IO, Any
 from typing import Any
 from types import SimpleNamespace
 import numpy as np, tokenizers
 from fine_tune.core.files import sha256
 from fine_tune.data import tokens as token_arrays
-from fine_tune.data.tasks import TASKS
+from fine_tune.data.tasks import TASKS, Split, TaskSpec
 
 path, saved, cache, meeting, me, other = map(Path, sys.argv[1:7])
 tokenizer = SimpleNamespace(backend_tokenizer=tokenizers.Tokenizer.from_file(str(saved)))
@@ -778,7 +790,7 @@ for length in range(8, 16):
 """
 
 
-def test_two_processes_make_one_cache(corpus):
+def test_two_processes_make_one_cache(corpus: Corpus) -> None:
     meeting = corpus.folder / "meeting"
     meeting.mkdir()
     saved = put(corpus.folder / "tokenizer.json", corpus.tokenizer.backend_tokenizer.to_str().encode())
@@ -814,13 +826,13 @@ def test_two_processes_make_one_cache(corpus):
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_order_of_an_epoch_is_a_permutation():
+def test_the_order_of_an_epoch_is_a_permutation() -> None:
     for examples in (1, 2, 7, 1000):
         for epoch in range(3):
             assert sorted(token_arrays.epoch_order(42, epoch, examples).tolist()) == list(range(examples))
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     first = token_arrays.epoch_order(42, 3, 500)
     np.random.seed(1)
     torch.manual_seed(1)
@@ -831,7 +843,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert np.array_equal(np.random.get_state()[1], states[0]) and torch.equal(torch.get_rng_state(), states[1])
 
 
-def test_orders_differ_between_epochs_and_seeds():
+def test_orders_differ_between_epochs_and_seeds() -> None:
     orders = {token_arrays.epoch_order(seed, epoch, 100).tobytes() for seed in range(20) for epoch in range(20)}
     assert len(orders) == 400
 
@@ -840,7 +852,7 @@ SIZES = [(10, 3), (9, 3), (1, 1), (1, 8), (5, 8), (8, 8), (64, 1), (100, 7)]
 
 
 @pytest.mark.parametrize("examples, size", SIZES)
-def test_micro_batches_cover_each_epoch_once(examples, size):
+def test_micro_batches_cover_each_epoch_once(examples: int, size: int) -> None:
     per_epoch = (examples + size - 1) // size
     batches = token_arrays.micro_batches(examples, size, 42, 0)
     for epoch in range(3):
@@ -852,7 +864,7 @@ def test_micro_batches_cover_each_epoch_once(examples, size):
 
 
 @pytest.mark.parametrize("examples, size", SIZES)
-def test_starting_later_is_dropping_the_first(examples, size):
+def test_starting_later_is_dropping_the_first(examples: int, size: int) -> None:
     count = 3 * ((examples + size - 1) // size) + 2
     whole = [batch.tolist() for batch in islice(token_arrays.micro_batches(examples, size, 7, 0), count)]
     for start in range(count):
@@ -861,7 +873,7 @@ def test_starting_later_is_dropping_the_first(examples, size):
 
 
 @pytest.mark.parametrize("examples, size", SIZES)
-def test_by_length_takes_every_row_once_and_sorts(examples, size):
+def test_by_length_takes_every_row_once_and_sorts(examples: int, size: int) -> None:
     lengths = np.random.default_rng(examples).integers(3, 20, examples)
     batches = [rows.tolist() for rows in token_arrays.by_length(lengths, size)]
     assert sorted(sum(batches, [])) == list(range(examples))

@@ -43,7 +43,7 @@ def classifier(layers: int, seed: int) -> bert.BertClassifier:
 
 def distillation(name: str, pad_loss: str, seq_len: int = S, pad_samples: int = 2, mu: float = 9) -> Distillation:
     """Return teacher, student and method with the same weights at every call, whatever the length."""
-    teacher, student = classifier(4, 1).requires_grad_(False), classifier(2, 2)
+    teacher, student = bert.freeze(classifier(4, 1)), classifier(2, 2)
     torch.manual_seed(3)
     method = METHODS[name](S)
     for parameter in method.parameters():

@@ -180,19 +180,3 @@ def test_labels_in_another_order_are_refused(root: Path) -> None:
         path.write_text(json.dumps(spoilt))
         with pytest.raises(UserError, match=r"--teacher_exp: .*config.json: has the labels 1, 0, but qqp has 0, 1"):
             tiny.run_script("run_lad_distil", **tiny.student_flags(root))
-
-
-REAL = Path(__file__).parent.parent.parent / "shared" / "data"
-COUNTS = {"qqp": (29975, 5000, 999), "rte": (2490, 277, 3000), "mrpc": (3668, 408, 1725), "sst2": (67349, 872, 1821)}
-COUNTS["stsb"] = (5749, 1500, 1379)
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real files are not here")
-@pytest.mark.parametrize("task", COUNTS)
-def test_real_files_load_whole(task: str) -> None:
-    from fine_tune.data.tsv import read_examples
-
-    for split, count in zip(("train", "dev", "test"), COUNTS[task], strict=True):
-        assert (
-            len(read_examples(REAL / FOLDERS[task] / f"{split}.tsv", TASKS[task], TASKS[task].splits[split])) == count
-        )

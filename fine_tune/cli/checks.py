@@ -6,7 +6,7 @@ Nothing here needs torch, so every mistake found here is answered in a fraction 
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from fine_tune.data.tasks import TASKS
 
 Check = Callable[[Namespace], Iterator[str]]
 Rule = Callable[[Namespace, int], Iterator[str]]  # what a method asks of its flags for a teacher of so many layers
-Condition = Callable[[Namespace], bool]
 
 
 def needs(*names: str) -> Callable[[Callable[..., Iterator[str]]], Callable[..., Iterator[str]]]:
@@ -25,9 +24,9 @@ def needs(*names: str) -> Callable[[Callable[..., Iterator[str]]], Callable[...,
 
     def decorate(check: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
         @wraps(check)
-        def guarded(flags: Namespace, *more: Any) -> Iterator[str]:
+        def guarded(flags: Namespace, *more: Any, **own: Any) -> Iterator[str]:
             if all(hasattr(flags, name) for name in names):
-                yield from check(flags, *more)
+                yield from check(flags, *more, **own)
 
         return guarded
 
@@ -159,11 +158,8 @@ def teacher_run(flags: Namespace) -> Iterator[str]:
         yield f"--tckpt {flags.tckpt}: {path} does not exist"
     expected = TASKS[flags.task].num_class
     if teacher.num_class != expected:
-        file = path.with_name("config.json")
-        yield (
-            f"--teacher_exp {flags.teacher_exp}: {file} says num_class {teacher.num_class}, "
-            f"but --task {flags.task} needs {expected}"
-        )
+        found = f"{path.with_name('config.json')} says num_class {teacher.num_class}"
+        yield f"--teacher_exp {flags.teacher_exp}: {found}, but --task {flags.task} needs {expected}"
     allowed = TASKS[flags.task].labelled()
     yield from split_problems(flags, teacher.dataset, allowed, f"--teacher_exp {flags.teacher_exp}: its dataset")
 
@@ -173,18 +169,11 @@ def no_rule(flags: Namespace, layers: int) -> Iterator[str]:
     yield from ()
 
 
-def fits_teacher(rule: Rule) -> Check:
-    """Return the check that the student fits its teacher, and the flags of the method its `rule`.
-
-    The authors' folders do not say how large their teachers are: there this is checked once their model is found.
-    """
-
-    @needs("teacher_config")
-    def check(flags: Namespace) -> Iterator[str]:
-        if hasattr(flags.teacher_config, "encoder"):
-            yield from student_problems(flags, flags.teacher_config.encoder, rule)
-
-    return check
+@needs("teacher_config")
+def fits_teacher(flags: Namespace, rule: Rule) -> Iterator[str]:
+    """The student must fit the teacher. The authors' folders do not say its sizes: those are checked once known."""
+    if hasattr(flags.teacher_config, "encoder"):
+        yield from student_problems(flags, flags.teacher_config.encoder, rule)
 
 
 def student_problems(flags: Namespace, encoder: dict[str, Any], rule: Rule) -> Iterator[str]:
@@ -221,18 +210,14 @@ def padding(flags: Namespace) -> Iterator[str]:
         yield f"--pad_samples {flags.pad_samples}: has no meaning with --pad_loss {flags.pad_loss}; leave it out"
 
 
-def teacher_cache(reads_cls_only: Condition) -> Check:
-    """Return the check that what --cache_teacher keeps is small: only what the teacher says of [CLS] is."""
-
-    @needs("cache_teacher", "mu")
-    def check(flags: Namespace) -> Iterator[str]:
-        if flags.cache_teacher and flags.mu > 0 and not reads_cls_only(flags):
-            yield (
-                "--cache_teacher: this method reads the teacher's state at every position of every layer, megabytes "
-                "an example; it is for --alp_exp alp-kd, --probing_exp lad_cls and --mu 0"
-            )
-
-    return check
+@needs("cache_teacher", "mu")
+def teacher_cache(flags: Namespace, reads_cls_only: Callable[[Namespace], bool]) -> Iterator[str]:
+    """Only what the teacher says of [CLS] is small enough to be kept."""
+    if flags.cache_teacher and flags.mu > 0 and not reads_cls_only(flags):
+        yield (
+            "--cache_teacher: this method reads the teacher's state at every position of every layer, megabytes an "
+            "example; it is for --alp_exp alp-kd, --probing_exp lad_cls and --mu 0"
+        )
 
 
 TRAINING: tuple[Check, ...] = (accumulation, warm_up)
@@ -241,7 +226,9 @@ EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)
 PREDICTION: tuple[Check, ...] = (any_split, existing_run, existing_checkpoint)
 
 
-def distillation(rule: Rule = no_rule, reads_cls_only: Condition = lambda flags: False) -> tuple[Check, ...]:
+def distillation(
+    rule: Rule = no_rule, reads_cls_only: Callable[[Namespace], bool] = lambda flags: False
+) -> tuple[Check, ...]:
     """Return what every distiller checks; `rule` and `reads_cls_only` are the method's own."""
-    student = (heads, segments, padding, teacher_run, fits_teacher(rule), teacher_cache(reads_cls_only))
-    return (*TRAINING, *student, gate_warm_up)
+    own = (partial(fits_teacher, rule=rule), partial(teacher_cache, reads_cls_only=reads_cls_only))
+    return (*TRAINING, gate_warm_up, heads, segments, padding, teacher_run, *own)

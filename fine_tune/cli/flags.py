@@ -48,10 +48,7 @@ def integer(low: int) -> Callable[[str], int]:
     """Return a reader of whole numbers >= `low`."""
 
     def read(text: str) -> int:
-        try:
-            value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,15}", text) else low - 1
-        except ValueError:
-            value = low - 1
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,15}", text) else low - 1
         if value < low:
             raise ValueError(f"must be a whole number >= {low}")
         return value
@@ -61,9 +58,8 @@ def integer(low: int) -> Callable[[str], int]:
 
 def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
     """Return a reader of finite numbers in [low, high), or in (low, high) with `above`."""
-    wanted = f"must be a finite number {'>' if above else '>='} {low:g}" + (
-        f" and < {high:g}" if high < math.inf else ""
-    )
+    limit = f" and < {high:g}" if high < math.inf else ""
+    wanted = f"must be a finite number {'>' if above else '>='} {low:g}{limit}"
 
     def read(text: str) -> float:
         try:
@@ -157,37 +153,22 @@ def teacher_model() -> FlagGroup:
     ]
 
 
-def optimiser(prefix: str, lr: str, same: bool) -> list[Flag]:
-    """Flags of one AdamW with its schedule and clipping; with `same`, the steps default to the student's."""
+def optimiser(prefix: str, lr: str) -> list[Flag]:
+    """Flags of one AdamW with its schedule and clipping; the gates' steps default to the student's."""
     what = "the gates' " if prefix else ""
+    clipped = "each gate's gradient is clipped on its own" if prefix else "the gradient is clipped"
+    total = f"{what}optimiser steps until the learning rate is 0" if prefix else "optimiser steps of the run"
+    rise = f"{what}steps in which the learning rate rises from 0 to its peak"
+    total_step, warmup_step = ("--total_step", "--warmup_step") if prefix else ("", "")
     return [
         Flag(f"{prefix}beta1", number(0, 1), f"{what}AdamW beta1", "0.9"),
         Flag(f"{prefix}beta2", number(0, 1), f"{what}AdamW beta2", "0.999"),
         Flag(f"{prefix}eps", number(0, above=True), f"{what}AdamW epsilon", "1e-8"),
         Flag(f"{prefix}lr", number(0, above=True), f"{what}peak learning rate", lr),
         Flag(f"{prefix}weight_decay", number(0), f"{what}weight decay, not on biases and LayerNorm", "0.01"),
-        Flag(
-            f"{prefix}max_norm",
-            number(0, above=True),
-            "norm to which each gate's gradient is clipped on its own"
-            if prefix
-            else "norm to which the gradient is clipped",
-            "1",
-        ),
-        Flag(
-            f"{prefix}total_step",
-            integer(1),
-            f"{what}optimiser steps until the learning rate is 0" if prefix else "optimiser steps of the run",
-            "50000",
-            "--total_step" if same else "",
-        ),
-        Flag(
-            f"{prefix}warmup_step",
-            integer(0),
-            f"{what}steps in which the learning rate rises from 0 to its peak",
-            "10000",
-            "--warmup_step" if same else "",
-        ),
+        Flag(f"{prefix}max_norm", number(0, above=True), f"norm to which {clipped}", "1"),
+        Flag(f"{prefix}total_step", integer(1), total, "50000", total_step),
+        Flag(f"{prefix}warmup_step", integer(0), rise, "10000", warmup_step),
     ]
 
 
@@ -196,7 +177,7 @@ def training() -> FlagGroup:
     return "training", [
         Flag("accum_step", integer(1), "micro-batches per optimiser step; divides batch_size", "1"),
         Flag("batch_size", integer(1), "examples per optimiser step", "32"),
-        *optimiser("", "3e-5", same=False),
+        *optimiser("", "3e-5"),
         Flag("dropout", number(0, 1), "dropout probability (teacher: of the head; student: everywhere)", "0.1"),
         Flag("seed", integer(0), "seed of everything random", "42"),
         Flag("log_step", integer(1), "steps between two tensorboard points", "500"),
@@ -216,41 +197,29 @@ def teacher_use() -> FlagGroup:
 
 def student() -> FlagGroup:
     """Sizes of the student and how it starts; all distillers."""
+    layers = "layers taken from the pre-trained model: every (L/N)-th, the first N, or none"
+    embeddings = "embeddings: the pre-trained model's, or random as the authors' code leaves them"
     return "student", [
         Flag("d_model", integer(1), "hidden size; the teacher's", "768"),
         Flag("d_ff", integer(1), "size of the feed-forward layers", "3072"),
         Flag("num_attention_heads", integer(1), "attention heads; divides d_model", "12"),
         Flag("num_hidden_layers", integer(1), "layers; divides the teacher's", "6"),
         Flag("type_vocab_size", integer(1), "segment ids", "2"),
-        Flag(
-            "student_init",
-            choice("even", "first", "random"),
-            "layers taken from the pre-trained model: every (L/N)-th, the first N, or none",
-            "even",
-        ),
-        Flag(
-            "embedding_init",
-            choice("pretrained", "random"),
-            "embeddings: the pre-trained model's, or random as the authors' code leaves them",
-            "pretrained",
-        ),
+        Flag("student_init", choice("even", "first", "random"), layers, "even"),
+        Flag("embedding_init", choice("pretrained", "random"), embeddings, "pretrained"),
         Flag("d_emb", integer(1), "accepted for old commands; has no effect", falls_back="not set"),
     ]
 
 
 def objective() -> FlagGroup:
     """Weights of the losses; all distillers."""
+    padding = "padding positions in the hidden-state loss: all, none, or a weighted sample (other numbers, much faster)"
     return "objective", [
         Flag("softmax_temp", number(0, above=True), "temperature T of the soft targets", "1"),
         Flag("soft_weight", number(0), "weight of the soft-target loss", "0.2"),
         Flag("hard_weight", number(0), "weight of the label loss", "0.8"),
         Flag("mu", number(0), "weight of the hidden-state loss", "1"),
-        Flag(
-            "pad_loss",
-            choice("all", "masked", "sampled"),
-            "padding positions in the hidden-state loss: all, none, or a weighted sample (other numbers, much faster)",
-            "all",
-        ),
+        Flag("pad_loss", choice("all", "masked", "sampled"), padding, "all"),
         Flag("pad_samples", integer(1), "padding positions per example with --pad_loss sampled", str(PAD_SAMPLES)),
     ]
 
@@ -259,24 +228,18 @@ def gates() -> FlagGroup:
     """Flags of the gates' own optimiser; the LAD family."""
     return "gates", [
         Flag("gate_device_id", integer(-1), "where the gates run: -1 = CPU, n = cuda:n", falls_back="--device_id"),
-        *optimiser("gate_", "1e-5", same=True),
+        *optimiser("gate_", "1e-5"),
     ]
 
 
 def speed(distilling: bool) -> FlagGroup:
     """How numbers are computed; all training scripts."""
-    cache = Flag(
-        "cache_teacher", None, "compute the teacher once, keep what it says (alp-kd, lad_cls, or any with --mu 0)"
-    )
+    products = "of matrix products; parameters, losses and statistics stay in fp32 (other numbers, faster)"
+    once = "compute the teacher once, keep what it says (alp-kd, lad_cls, or any with --mu 0)"
     return "speed", [
-        Flag(
-            "precision",
-            choice("fp32", "tf32", "bf16"),
-            "of matrix products; parameters, losses and statistics stay in fp32 (other numbers, faster)",
-            "fp32",
-        ),
+        Flag("precision", choice("fp32", "tf32", "bf16"), products, "fp32"),
         Flag("compile", None, "compile the layers with torch.compile (numbers change by rounding)"),
-    ] + [cache] * distilling
+    ] + [Flag("cache_teacher", None, once)] * distilling
 
 
 def paths() -> FlagGroup:
@@ -298,15 +261,8 @@ def runs() -> FlagGroup:
 
 def fine_tuning() -> list[FlagGroup]:
     """Return all groups of run_fine_tune.py."""
-    return [
-        experiment(device="0"),
-        data_split(),
-        teacher_model(),
-        training(),
-        speed(distilling=False),
-        paths(),
-        runs(),
-    ]
+    own = [experiment(device="0"), data_split(), teacher_model()]
+    return [*own, training(), speed(distilling=False), paths(), runs()]
 
 
 def distillation() -> list[FlagGroup]:

@@ -21,19 +21,14 @@ RESUMABLE_FLAGS = set(
 NOT_FLAGS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json all the same
 
 
-def run_folder(flags: Namespace, experiment: str, model: str) -> Path:
-    """Return `<experiment_dir>/<experiment>_<model>_<task>`."""
-    return Path(flags.experiment_dir) / f"{experiment}_{model}_{flags.task}"
-
-
 def own_folder(flags: Namespace) -> Path:
-    """Return the folder of the run that `flags`, or its config.json, describe."""
-    return run_folder(flags, flags.experiment, flags.model)
+    """Return `<experiment_dir>/<experiment>_<model>_<task>` of the run that `flags`, or its config.json, describe."""
+    return Path(flags.experiment_dir) / f"{flags.experiment}_{flags.model}_{flags.task}"
 
 
 def teacher_folder(flags: Namespace) -> Path:
     """Return the folder of the teacher's run that --teacher_exp and --tmodel name."""
-    return run_folder(flags, flags.teacher_exp, flags.tmodel)
+    return Path(flags.experiment_dir) / f"{flags.teacher_exp}_{flags.tmodel}_{flags.task}"
 
 
 def log_folder(folder: Path) -> Path:
@@ -51,7 +46,7 @@ def data_file(flags: Namespace, split: Split) -> Path:
 
 
 def read_run(flag: str, folder: Path, task: str) -> Namespace:
-    """Read the config.json of the run in `folder`, which `flag` named; `kind` is added where the authors wrote none.
+    """Read the config.json of the run in `folder`, which `flag` named; what the authors do not write is added.
 
     A run that names its labels must have them in the order of `task`: its logits would otherwise mean something else.
 
@@ -69,6 +64,7 @@ def read_run(flag: str, folder: Path, task: str) -> Namespace:
     missing = missing_keys(saved)
     if missing:
         raise UserError(f"--{flag}: {path}: lacks {', '.join(missing)}, so it is not a run's config")
+    saved.setdefault("ptrain_ver", "bert-base-uncased")  # the authors' students do not name theirs
     labels = saved.get("labels") or [saved["id2label"][key] for key in sorted(saved.get("id2label", {}), key=int)]
     if labels and labels != list(TASKS[task].labels):
         wanted = ", ".join(TASKS[task].labels)

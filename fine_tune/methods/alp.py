@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fine_tune.data.layout import Layout
-from fine_tune.methods.method import Method, Pairs, Vectors
+from fine_tune.methods.method import Hiddens, Method, Pairs, Vectors
 from fine_tune.models.precision import no_autocast
 
 
@@ -19,9 +19,7 @@ class Alp(Method):
         super().__init__()
         self.limits, self.cls_only = limits, cls_only
 
-    def forward(
-        self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
-    ) -> tuple[Pairs, Vectors]:
+    def forward(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> tuple[Pairs, Vectors]:
         """Pair every student layer with its mix; attn-<i> is the mean attention of layer i + 1 over the rows, (L,)."""
         keys = torch.stack(teacher_hiddens, dim=1)  # (R, L, D)
         pairs, vectors = [], {}

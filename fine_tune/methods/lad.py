@@ -3,12 +3,11 @@
 Lin, Chen, Kao, Sensors 2023, 23(3):1483, sections 3 and 5.5. Layers and gates are numbered from 1.
 """
 
-import torch
 from torch import nn
 
 from fine_tune.data.layout import Layout
 from fine_tune.methods.gate import Gate
-from fine_tune.methods.method import Method, Pairs, Vectors
+from fine_tune.methods.method import Hiddens, Method, Pairs, Vectors
 
 
 class Lad(Method):
@@ -32,9 +31,7 @@ class Lad(Method):
         for index in range(self.top, height):  # nobody learns from these
             self.gates[str(index)].requires_grad_(False)
 
-    def forward(
-        self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
-    ) -> tuple[Pairs, Vectors]:
+    def forward(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> tuple[Pairs, Vectors]:
         """Pair each student layer with what it learns."""
         aggregated = [teacher_hiddens[0]]
         for gate, above in zip(self.gates.values(), teacher_hiddens[1 : self.top], strict=False):

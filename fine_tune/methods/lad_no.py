@@ -3,12 +3,11 @@
 Lin, Chen, Kao, Sensors 2023, 23(3):1483, section 5.4.
 """
 
-import torch
 from torch import nn
 
 from fine_tune.data.layout import Layout
 from fine_tune.methods.gate import Gate
-from fine_tune.methods.method import Method, Pairs, Vectors
+from fine_tune.methods.method import Hiddens, Method, Pairs, Vectors
 
 
 class LadNo(Method):
@@ -19,9 +18,7 @@ class LadNo(Method):
         self.skip = layers // students
         self.gates = nn.ModuleDict({str(index): Gate(seq_len, d_model) for index in range(students)})
 
-    def forward(
-        self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
-    ) -> tuple[Pairs, Vectors]:
+    def forward(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> tuple[Pairs, Vectors]:
         """Pair every student layer with the mix of the top two layers of its share of the teacher."""
         below, above = teacher_hiddens[self.skip - 2 :: self.skip], teacher_hiddens[self.skip - 1 :: self.skip]
         layers = zip(self.gates.values(), below, above, student_hiddens, strict=True)

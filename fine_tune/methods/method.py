@@ -8,7 +8,8 @@ from torch import nn
 
 from fine_tune.data.layout import Layout
 
-Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+Hiddens = list[torch.Tensor]  # of one model, by layer
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]  # (target, student state)
 Vectors = dict[str, torch.Tensor]
 
 
@@ -25,9 +26,7 @@ class Method(nn.Module):
         super().__init__()
         self.gates = nn.ModuleDict()
 
-    def forward(
-        self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
-    ) -> tuple[Pairs, Vectors]:
+    def forward(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> tuple[Pairs, Vectors]:
         """Pair student states with their targets, and return by name the vectors to save beside the checkpoints.
 
         All states are (R, D) rows of `layout`: `teacher_hiddens` t_1 .. t_L, `student_hiddens` s_1 .. s_N.

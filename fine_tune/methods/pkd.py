@@ -3,10 +3,8 @@
 All positions, states not normalised, last layer included.
 """
 
-import torch
-
 from fine_tune.data.layout import Layout
-from fine_tune.methods.method import Method, Pairs, Vectors
+from fine_tune.methods.method import Hiddens, Method, Pairs, Vectors
 
 
 class Pkd(Method):
@@ -16,8 +14,6 @@ class Pkd(Method):
         super().__init__()
         self.skip = layers // students
 
-    def forward(
-        self, teacher_hiddens: list[torch.Tensor], student_hiddens: list[torch.Tensor], layout: Layout
-    ) -> tuple[Pairs, Vectors]:
+    def forward(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> tuple[Pairs, Vectors]:
         """Pair every student layer with the top layer of its share of the teacher."""
         return list(zip(teacher_hiddens[self.skip - 1 :: self.skip], student_hiddens, strict=True)), {}

@@ -114,16 +114,11 @@ def start_student(student: BertModel, source: BertModel, flags: Namespace) -> No
 # --- saved runs -------------------------------------------------------------------------------------------------------
 
 
-def run_pretrained(config: Namespace) -> str:
-    """Return the pre-trained model of a saved run, by its config.json; the authors' students do not name theirs."""
-    return getattr(config, "ptrain_ver", "bert-base-uncased")
-
-
 def run_sizes(config: Namespace, source: str) -> dict[str, Any]:
     """Return the encoder's sizes of a saved run; the authors' config.json has only a student's, by their flags."""
     if hasattr(config, "encoder"):
         return config.encoder
-    base = sizes(find_pretrained(run_pretrained(config), source).config)
+    base = sizes(find_pretrained(config.ptrain_ver, source).config)
     return base | student_sizes(config) if config.kind == "student" else base
 
 
@@ -131,7 +126,7 @@ def run_tokenizer(config: Namespace, folder: Path, vocab_size: int, source: str)
     """Return the tokenizer saved in the run's folder, or for the authors' folders that of the pre-trained model."""
     if (folder / "tokenizer").is_dir():
         return load_tokenizer(folder / "tokenizer", vocab_size, source)
-    return find_pretrained(run_pretrained(config), source).tokenizer
+    return find_pretrained(config.ptrain_ver, source).tokenizer
 
 
 def empty_classifier(config: Namespace, source: str) -> BertClassifier:

@@ -52,6 +52,7 @@ def select_devices(flags: Namespace) -> dict[str, torch.device]:
     if wrong:
         raise UserError("; ".join(wrong) + f"; {have}; -1 is the CPU")
     devices = {flag: torch.device("cpu" if number < 0 else f"cuda:{number}") for flag, number in numbers.items()}
+    devices.setdefault("gate_device_id", devices["device_id"])  # a method without gates computes beside the student
     if WORLD_SIZE > 1:
         init_distributed(devices["device_id"])
     return devices
@@ -160,8 +161,3 @@ class DistributedTask(nn.Module):
         values = {name: piece.view_as(value) for (name, value), piece in zip(values.items(), pieces, strict=True)}
         losses, vectors = ({name: values[name] for name in names} for names in (losses, vectors))
         return TaskOutput(loss * batch.fraction * WORLD_SIZE, losses, vectors)  # DDP divides by WORLD_SIZE
-
-
-def distribute(task: Task, accum_step: int) -> nn.Module:
-    """Return `task` for micro-batches that are split over the ranks: itself where there is one."""
-    return DistributedTask(task, accum_step) if WORLD_SIZE > 1 else task

@@ -9,8 +9,7 @@ from fine_tune.data.tokens import Batch
 from fine_tune.training.optim import NonFiniteGuard, OptimizerGroup
 from fine_tune.training.task import TaskOutput
 
-Scalars = dict[str, torch.Tensor]
-Vectors = dict[str, torch.Tensor]
+Named = dict[str, torch.Tensor]
 
 
 def train(
@@ -20,8 +19,8 @@ def train(
     task: Callable[[Batch], TaskOutput],
     optimizers: dict[str, OptimizerGroup],
     guard: NonFiniteGuard,
-    log: Callable[[int, Scalars, dict[str, float]], None],
-    save: Callable[[int, Vectors], None],
+    log: Callable[[int, Named, dict[str, float]], None],
+    save: Callable[[int, Named], None],
 ) -> None:
     """Run the optimiser steps `steps`, each over `accum_step` micro-batches of `task`.
 
@@ -29,8 +28,7 @@ def train(
     logged; `guard` leaves their updates out from the first value on that is not finite, and `log` and `save` report it.
     """
     for step in steps:
-        losses: Scalars = {}
-        vectors: Vectors = {}
+        losses, vectors = {}, {}
         for batch in islice(batches, accum_step):
             output = task(batch)
             (output.loss / accum_step).backward()  # one backward pass, whatever the loss is made of
@@ -43,7 +41,7 @@ def train(
         save(step, vectors)
 
 
-def add_mean(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor], count: int) -> None:
+def add_mean(total: Named, values: Named, count: int) -> None:
     """Add `values` / `count` to `total`, on their device: .item() here would wait for the GPU."""
     for name, value in values.items():
         total[name] = total.get(name, 0) + value.detach() / count

@@ -11,27 +11,18 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
-from fine_tune.cli.runs import (
-    SavedConfig,
-    data_file,
-    last_written,
-    log_folder,
-    own_folder,
-    require_same_settings,
-    saved_config,
-)
+from fine_tune.cli import runs
+from fine_tune.cli.runs import SavedConfig
 from fine_tune.core import interrupt
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, sha256, write_json
-from fine_tune.data import tokens as token_arrays
 from fine_tune.data.tasks import TASKS
-from fine_tune.data.tokens import Batch, Tokens, micro_batches
+from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
 from fine_tune.models.precision import check_precision
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import Log, print0
-from fine_tune.training.loop import Vectors, train
+from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
 from fine_tune.training.task import Task
 
@@ -43,7 +34,7 @@ def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask])
     """Train what `build_task` makes of `flags` to its last step, from the last saved state if there is one."""
     devices = distributed.select_devices(flags)
     check_precision(flags, list(devices.values()))
-    saved = saved_config(flags)
+    saved = runs.saved_config(flags)
     if already_finished(flags, saved):
         return
     task, tokens, tokenizer, config = build_task(flags, devices)
@@ -62,8 +53,8 @@ def already_finished(flags: Namespace, saved: SavedConfig) -> bool:
     """
     if flags.overwrite or not saved.values:
         return False
-    require_same_settings(saved.values, flags)
-    folder = own_folder(flags)
+    runs.require_same_settings(saved.values, flags)
+    folder = runs.own_folder(flags)
     finished = (folder / f"model-{flags.total_step}.pt").is_file() and not (folder / checkpoint.STATE).is_file()
     if finished:
         print0(f"{folder} is finished ({flags.total_step} steps); nothing to do")
@@ -90,11 +81,11 @@ def load_split(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:
     """Return the split that `flags` name, and the checksum of its file."""
     spec = TASKS[flags.task]
     split = spec.splits[flags.dataset]
-    path = data_file(flags, split)
+    path = runs.data_file(flags, split)
     digest = sha256(path)
     cache = Path(flags.experiment_dir) / "cache"
     wanted = (path, digest, spec, split, tokenizer, flags.max_seq_len, cache)
-    return distributed.main_process_first(lambda: token_arrays.load(*wanted)), digest
+    return distributed.main_process_first(lambda: load(*wanted)), digest
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -103,7 +94,7 @@ def load_split(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:
 @contextmanager
 def open_run(config: Namespace, saved: SavedConfig, tokenizer: Any, overwrite: bool) -> Iterator[Path]:
     """Yield the run's folder, with its config.json and tokenizer, locked until the block ends."""
-    folder = own_folder(config)
+    folder = runs.own_folder(config)
     with ExitStack() as held:
         distributed.on_main_process(lambda: enter(folder, config, saved, tokenizer, overwrite, held))
         yield folder
@@ -123,10 +114,10 @@ def enter(
     if not path.is_file():
         save_tokenizer(tokenizer, folder / "tokenizer")
         write_json(path, vars(config))  # last: it says that the folder is a run's
-    elif last_written(path) != saved.written:
+    elif runs.last_written(path) != saved.written:
         raise UserError(f"{path}: was written by another process just now; give the command again")
     else:
-        require_same_settings(saved.values, config)
+        runs.require_same_settings(saved.values, config)
         before = saved.values.get("versions")
         if before != config.versions:
             print0(f"note: the run was started on {before}, this is {config.versions}: numbers may differ slightly")
@@ -134,7 +125,7 @@ def enter(
 
 def move_aside(folder: Path) -> None:
     """Rename the run in `folder`, and its tensorboard log, to the first free `<name>.old-<n>`."""
-    moved = (folder, log_folder(folder))
+    moved = (folder, runs.log_folder(folder))
     number = 1
     while any(each.with_name(f"{folder.name}.old-{number}").exists() for each in moved):
         number += 1
@@ -157,7 +148,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 def print_summary(folder: Path, config: Namespace, task: Task, examples: int, start: int) -> None:
     """Say what is about to happen, and the disk it will need."""
     micro = config.batch_size // config.accum_step
-    millions = {name: parameter_count(module) / 1e6 for name, module in task.trainable_modules.items()}
+    modules = task.trainable_modules.items()
+    millions = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in modules}
     mebibytes = sum(millions.values()) * 4e6 / 2**20  # fp32; AdamW keeps two more numbers per parameter
     checkpoints = -(-config.total_step // config.ckpt_step)
     checkpoints = min(checkpoints, config.keep_last or checkpoints)
@@ -166,18 +158,11 @@ def print_summary(folder: Path, config: Namespace, task: Task, examples: int, st
     # The saved state is three times a checkpoint, and twice there while it is replaced.
     disk = (checkpoints + 6) * mebibytes / 1024
     print0(f"{config.kind} {config.experiment}: {config.task} {config.dataset}, {examples} examples, in {folder}")
-    print0(
-        f"{millions['model']:.1f} M parameters"
-        + (f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else "")
-    )
+    and_gates = f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else ""
+    print0(f"{millions['model']:.1f} M parameters{and_gates}")
     print0(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro}{split})")
     print0(f"disk: {checkpoints} checkpoints of {mebibytes:.0f} MiB, {disk:.2f} GiB with the saved state")
     print0(f"resuming after step {start}" if start else "starting at step 1")
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Return the number of a module's parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -186,13 +171,13 @@ def parameter_count(module: nn.Module) -> int:
 def fit(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int) -> None:
     """Run the loop from the step after `start` to the end."""
     guard = NonFiniteGuard(task.optimizers)
-    log = Log(log_folder(folder), task.tag, start, config.total_step, config.log_step, guard.raise_if_tripped)
+    log = Log(runs.log_folder(folder), task.tag, start, config.total_step, config.log_step, guard.raise_if_tripped)
     save = partial(save_if_due, folder, config, task, guard, log)
     steps = range(start + 1, config.total_step + 1)
     batches = shard_batches(config, task, tokens, start)
     task.train()
     try:
-        forward = distributed.distribute(task, config.accum_step)
+        forward = distributed.DistributedTask(task, config.accum_step) if distributed.WORLD_SIZE > 1 else task
         train(steps, config.accum_step, batches, forward, task.optimizers, guard, log, save)
     finally:
         log.close()
@@ -209,29 +194,25 @@ def shard_batches(config: Namespace, task: Task, tokens: Tokens, start: int) -> 
 
 
 def save_if_due(
-    folder: Path, config: Namespace, task: Task, guard: NonFiniteGuard, log: Log, step: int, vectors: Vectors
+    folder: Path, config: Namespace, task: Task, guard: NonFiniteGuard, log: Log, step: int, vectors: Named
 ) -> None:
     """Save the state after a step that ends in a checkpoint, or in which a signal has come; then heed the signal."""
     due = step % config.ckpt_step == 0 or step == config.total_step
-    if distributed.interrupted() or due:
-        guard.raise_if_tripped()
-        streams = distributed.all_gather(checkpoint.random_streams())
-        distributed.on_main_process(
-            lambda: write(folder, config, task, log, step, vectors if due else None, streams),
-        )
-        interrupt.poll(f"saved after step {step}; the same command goes on from there")
+    if not distributed.interrupted() and not due:
+        return
+    guard.raise_if_tripped()
+    streams = distributed.all_gather(checkpoint.random_streams())
 
+    def write() -> None:
+        log.flush()
+        if due:
+            checkpoint.save_checkpoint(folder, step, task, vectors)
+        checkpoint.save_state(folder, step, task, streams)  # last: it vouches for all before
+        if due and config.keep_last:
+            checkpoint.prune(folder, config.keep_last)
 
-def write(
-    folder: Path, config: Namespace, task: Task, log: Log, step: int, vectors: Vectors | None, streams: list[Any]
-) -> None:
-    """Write what a step leaves: the log, the state and, unless `vectors` is None, a checkpoint with them."""
-    log.flush()
-    if vectors is not None:
-        checkpoint.save_checkpoint(folder, step, task, vectors)
-    checkpoint.save_state(folder, step, task, streams)  # last: it vouches for all before
-    if vectors is not None and config.keep_last:
-        checkpoint.prune(folder, config.keep_last)
+    distributed.on_main_process(write)
+    interrupt.poll(f"saved after step {step}; the same command goes on from there")
 
 
 def finish(folder: Path, config: Namespace) -> None:
