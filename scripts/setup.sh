@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv and install the pinned requirements given as arguments; does nothing when that was done before.
+# Make .venv and install the requirements files named (without any: requirements.txt) in the versions of constraints.txt;
+# does nothing when that was done before.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,11 +12,22 @@ fi
 mkdir -p .venv
 exec 9>.venv/.setup.lock
 flock 9  # two scripts may be started side by side
-for file in "$@"; do
+if [ ! -x .venv/bin/python ]; then
+    cat >&2 <<'END'
+setup.sh: making .venv. On Linux, PyPI gives the CUDA build of torch: 2.9 GB to load, 5.5 GB on disk.
+The CPU build makes that 0.3 GB and 1.5 GB. To take it, stop this with Ctrl-C, then:
+    python3 -m venv .venv
+    .venv/bin/pip install torch -c constraints.txt --index-url https://download.pytorch.org/whl/cpu
+    bash scripts/setup.sh
+Other machines: docs/install.md
+END
+    "$python" -m venv .venv
+fi
+for file in "${@:-requirements.txt}"; do
     stamp=.venv/.installed-${file//\//-}
-    if ! cmp -s "$file" "$stamp"; then
-        [ -x .venv/bin/python ] || "$python" -m venv .venv
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file"
-        cp "$file" "$stamp"  # last: a set-up that was interrupted is done again
+    if ! cat "$file" constraints.txt | cmp -s - "$stamp"; then
+        echo "setup.sh: installing $file into .venv; pip says nothing until it is done" >&2
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" -c constraints.txt
+        cat "$file" constraints.txt >"$stamp"  # last: a set-up that was interrupted is done again
     fi
 done

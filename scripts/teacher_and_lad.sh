@@ -1,6 +1,7 @@
 # Sourced by the task files beside it, which set the variables: a teacher, then a LAD student for every seed, each
 # evaluated on every dev split. What is finished is left alone, so the same file can be started again after a failure.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -x .venv/bin/python ]; then PATH="$PWD/.venv/bin:$PATH"; fi  # else whatever python the caller has
 
 python run_fine_tune.py --experiment "$TEACHER" --task "$TASK" --dataset train --num_class "$NUM_CLASS" \
     --ptrain_ver "$PTRAIN_VER" --max_seq_len 128 --batch_size 32 --accum_step "$TEACHER_ACCUM" --lr "$TEACHER_LR" \
