@@ -29,20 +29,21 @@ from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import open_writer, print0, progress
 from fine_tune.training.run import load_split
 
-METRICS = {
-    "accuracy": lambda labels, guesses: metrics.accuracy_score(labels, guesses),
-    "f1_score": lambda labels, guesses: metrics.f1_score(labels, guesses, zero_division=0),
-    "matthews": lambda labels, guesses: metrics.matthews_corrcoef(labels, guesses),
-    "pearson": lambda labels, guesses: correlation(stats.pearsonr, labels, guesses),
-    "spearman": lambda labels, guesses: correlation(stats.spearmanr, labels, guesses),
-}
 
-
-def correlation(of: Any, labels: np.ndarray, guesses: np.ndarray) -> float:
+def correlation(of: Any, labels: np.ndarray, predictions: np.ndarray) -> float:
     """Return a correlation coefficient, nan where it is not defined (constant or too few values)."""
-    if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(guesses) == 0:
+    if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
         return math.nan
-    return float(of(labels, guesses).statistic)
+    return float(of(labels, predictions).statistic)
+
+
+METRICS = {
+    "accuracy": metrics.accuracy_score,
+    "f1_score": partial(metrics.f1_score, zero_division=0),
+    "matthews": metrics.matthews_corrcoef,
+    "pearson": partial(correlation, stats.pearsonr),
+    "spearman": partial(correlation, stats.spearmanr),
+}
 
 
 @torch.inference_mode()
@@ -67,9 +68,9 @@ def predict(model: BertClassifier, tokens: Tokens, batch_size: int, what: str) -
 
 def scores(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the task's metrics and eval_loss = mean CE (MSE for regression) of logits (n, C) against labels (n,)."""
-    guesses = logits.argmax(1) if spec.labels else logits[:, 0]
+    predictions = logits.argmax(1) if spec.labels else logits[:, 0]
     loss = hard_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    return {name: float(METRICS[name](labels, guesses)) for name in spec.metrics} | {"eval_loss": loss}
+    return {name: float(METRICS[name](labels, predictions)) for name in spec.metrics} | {"eval_loss": loss}
 
 
 def load_run(flags: Namespace) -> tuple[BertClassifier, Tokens]:
@@ -98,23 +99,23 @@ def evaluate(flags: Namespace) -> None:
     found = []
     with ExitStack() as opened:
         # In a folder of its own: a reader of tensorboard follows one file of a folder at a time, here training's.
-        board = distributed.on_main_process(lambda: opened.enter_context(open_writer(log / "eval")))
+        writer = distributed.on_main_process(lambda: opened.enter_context(open_writer(log / "eval")))
         for step in steps:
             checkpoint.load_weights(model, folder / f"model-{step}.pt")
             logits = predict(model, tokens, flags.batch_size, f"step {step}")
-            found.append(distributed.on_main_process(partial(record, flags, board, step, logits, tokens.labels)))
+            found.append(distributed.on_main_process(partial(record, flags, writer, step, logits, tokens.labels)))
     if distributed.is_main_process():
         print(table(found))
     print0(f"written: {folder / f'eval-{flags.dataset}.json'}; tensorboard --logdir {log.parent}")
 
 
 def record(
-    flags: Namespace, board: SummaryWriter, step: int, logits: np.ndarray, labels: np.ndarray
+    flags: Namespace, writer: SummaryWriter, step: int, logits: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
     """Score the logits of checkpoint `step`, and put the scores into tensorboard and beside the checkpoints."""
     values = scores(TASKS[flags.task], logits, labels)
     for name, value in values.items():
-        board.add_scalar(f"{flags.task}/{flags.dataset}/{name}", value, step)
+        writer.add_scalar(f"{flags.task}/{flags.dataset}/{name}", value, step)
     row = {"step": step} | values
     save_scores(own_folder(flags) / f"eval-{flags.dataset}.json", [row])
     return row

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from tests import tiny
-from tests.test_resume import SCRIPTS, difference, flags_of
+from tests.interruptions import SCRIPTS, difference, flags_of
 
 KILLS = 20
 

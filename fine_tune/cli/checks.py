@@ -205,14 +205,14 @@ def segments(flags: Namespace) -> Iterator[str]:
 
 @needs("pad_loss", "pad_samples")
 def padding(flags: Namespace) -> Iterator[str]:
-    """How much padding is sampled says nothing where none is."""
+    """--pad_samples has a meaning only where padding is sampled."""
     if flags.pad_samples != PAD_SAMPLES and flags.pad_loss != "sampled":
         yield f"--pad_samples {flags.pad_samples}: has no meaning with --pad_loss {flags.pad_loss}; leave it out"
 
 
 @needs("cache_teacher", "mu")
 def teacher_cache(flags: Namespace, reads_cls_only: Callable[[Namespace], bool]) -> Iterator[str]:
-    """Only what the teacher says of [CLS] is small enough to be kept."""
+    """Only the teacher's logits and [CLS] states are small enough to be kept."""
     if flags.cache_teacher and flags.mu > 0 and not reads_cls_only(flags):
         yield (
             "--cache_teacher: this method reads the teacher's state at every position of every layer, megabytes an "

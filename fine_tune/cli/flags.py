@@ -81,7 +81,7 @@ def choice(*allowed: str) -> Callable[[str], str]:
             raise ValueError(f"must be one of {', '.join(allowed)}")
         return text
 
-    read.shown = "{" + ",".join(allowed) + "}"  # in the help
+    read.metavar = "{" + ",".join(allowed) + "}"
     return read
 
 
@@ -235,7 +235,7 @@ def gates() -> FlagGroup:
 def speed(distilling: bool) -> FlagGroup:
     """How numbers are computed; all training scripts."""
     products = "of matrix products; parameters, losses and statistics stay in fp32 (other numbers, faster)"
-    once = "compute the teacher once, keep what it says (alp-kd, lad_cls, or any with --mu 0)"
+    once = "compute the teacher's [CLS] states and logits once and keep them (alp-kd, lad_cls, or any with --mu 0)"
     return "speed", [
         Flag("precision", choice("fp32", "tf32", "bf16"), products, "fp32"),
         Flag("compile", None, "compile the layers with torch.compile (numbers change by rounding)"),

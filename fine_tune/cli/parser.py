@@ -21,8 +21,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """Help in the shape `--lr LR`: the parser takes a value as optional only to report its absence with the rest."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        shown = default_metavar if action.metavar is None else action.metavar
-        return shown if action.nargs == "?" else super()._format_args(action, default_metavar)
+        metavar = default_metavar if action.metavar is None else action.metavar
+        return metavar if action.nargs == "?" else super()._format_args(action, default_metavar)
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,8 +58,8 @@ def build_parser(description: str, groups: Sequence[FlagGroup], example: str) ->
         group = parser.add_argument_group(title)
         for flag in flags:
             line = flag.help_line().replace("%", "%%")
-            shown = getattr(flag.read, "shown", flag.name.upper()) if flag.read else ""
-            group.add_argument(f"--{flag.name}", nargs="?", const=NO_VALUE, metavar=shown, help=line)
+            metavar = getattr(flag.read, "metavar", flag.name.upper()) if flag.read else ""
+            group.add_argument(f"--{flag.name}", nargs="?", const=NO_VALUE, metavar=metavar, help=line)
     return parser
 
 
@@ -102,7 +102,7 @@ def parse(
     argv: Sequence[str] | None = None,
     **facts: str,
 ) -> Namespace:
-    """Read the command line into a namespace of checked values; `facts` are what the script itself says of its runs.
+    """Read the command line into a namespace of checked values; `facts` are added to it.
 
     Raises UserError that names every problem of the command: unknown, missing and wrong flags, and what `checks` find.
     """

@@ -1,4 +1,4 @@
-"""What torchrun says of this process: its rank among those of the run. Without torchrun there is one rank.
+"""The rank of this process among those that torchrun started. Without torchrun there is one rank.
 
 Only torchrun's own variable makes ranks: clusters set RANK and WORLD_SIZE for other reasons.
 """

@@ -48,9 +48,9 @@ class Batch:
 
 @dataclass
 class Tokens:
-    """All examples of a split, real tokens only: example i is `ids[offsets[i]:offsets[i + 1]]`.
+    """All examples of a split, without padding: example i is `ids[offsets[i]:offsets[i + 1]]`.
 
-    ids (T,) int32; offsets (n + 1,) int64; first_segment (n,) int32 = its length with [CLS] and [SEP];
+    ids (T,) int32; offsets (n + 1,) int64; first_segment (n,) int32: the first text's length with [CLS] and [SEP];
     labels (n,) int64 ids or float32 scores, zeros in a split without labels.
     """
 
@@ -147,10 +147,10 @@ def micro_batches(examples: int, size: int, seed: int, start: int) -> Iterator[n
     per_epoch = -(-examples // size)
     order, known = np.empty(0), -1
     for index in count(start):
-        epoch, place = divmod(index, per_epoch)
+        epoch, batch = divmod(index, per_epoch)
         if epoch != known:
             order, known = epoch_order(seed, epoch, examples), epoch
-        yield order[place * size : (place + 1) * size]
+        yield order[batch * size : (batch + 1) * size]
 
 
 def by_length(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -1,6 +1,6 @@
-"""--cache_teacher: what the teacher says of [CLS], computed once and read from a memory-mapped file from then on.
+"""--cache_teacher: the teacher's logits and [CLS] states, computed once and then read from a memory-mapped file.
 
-The teacher is in eval mode, so it says the same in every epoch and run.
+The teacher is in eval mode, so they are the same in every epoch and run.
 
 Shapes: n examples of the split, B batch, C classes, L layers, D hidden size.
 """
