@@ -46,10 +46,6 @@ def losses(root: Path, name: str, kind: str = "bert/loss") -> list[float]:
     return list(tiny.curve(root / "runs", f"{name}_bert_qqp", f"qqp/train/{kind}").values())
 
 
-def load(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)
-
-
 @pytest.mark.parametrize("name", ["lad", "lad_user_defined", "alp-kd-hidden-v2"])
 def test_two_processes_have_the_losses_of_one(golden_root: Path, name: str) -> None:
     """21 examples in batches of 4, accumulated by 2: an epoch's last micro-batch of one leaves a rank without any."""
@@ -63,7 +59,7 @@ def test_two_processes_have_the_losses_of_one(golden_root: Path, name: str) -> N
         golden.student_losses(golden_root, name)
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     for path in one.glob("*-8.pt"):
-        found, known = torch.load(two / path.name), torch.load(path)
+        found, known = tiny.load(two / path.name), tiny.load(path)
         if isinstance(known, torch.Tensor):
             found, known = {"": found}, {"": known}
         for key, value in known.items():
@@ -125,7 +121,7 @@ def test_resume_under_the_same_number_of_ranks(root: Path) -> None:
     assert process.returncode != 0
     assert (folder / "state.pt").is_file(), complaint
     assert complaint.count("run_lad_distil.py: stopped: SIGTERM: saved after step") == 1, complaint
-    step = torch.load(folder / "state.pt")["step"]
+    step = tiny.load(folder / "state.pt")["step"]
     assert 0 < step < 200
     with pytest.raises(Exception, match="was started with 2 processes, now there are 1; go on with as many"):
         tiny.run_script("run_lad_distil", **flags | {"experiment": "cut"})
@@ -133,7 +129,7 @@ def test_resume_under_the_same_number_of_ranks(root: Path) -> None:
     assert code == 0, complaint
     assert f"resuming after step {step}" in complaint
     for path in (root / "runs" / "whole_bert_qqp").glob("*-200.pt"):
-        whole, cut = load(path), load(folder / path.name)
+        whole, cut = tiny.load(path), tiny.load(folder / path.name)
         assert all(torch.equal(cut[name], value) for name, value in whole.items()), path.name
     assert losses(root, "cut") == losses(root, "whole")
 

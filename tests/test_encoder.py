@@ -6,11 +6,11 @@ import torch
 from transformers import BertConfig, BertModel
 
 from fine_tune.data.layout import Layout, full, packed, sampled
-from fine_tune.data.tokens import Batch, Tokens
+from fine_tune.data.tokens import Batch
 from fine_tune.models.encoder import encode
+from tests.built import LENGTHS, S, make_tokens
 
-S, LAYERS = 12, 3
-LENGTHS = np.array([5, 12, 3, 7])
+LAYERS = 3
 LAYOUTS = {
     "full": full(LENGTHS, S),
     "packed": packed(LENGTHS, S),
@@ -33,13 +33,6 @@ def make_bert(attention: str = "eager", dropout: float = 0.0, attention_dropout:
         attn_implementation=attention,
     )
     return BertModel(config)
-
-
-def make_tokens() -> Tokens:
-    generator = np.random.default_rng(0)
-    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
-    ids = generator.integers(1, 50, offsets[-1], dtype=np.int32)
-    return Tokens(ids, offsets, (LENGTHS // 2).astype(np.int32), np.zeros(4, np.int64))
 
 
 def make_batch(layout: Layout) -> Batch:

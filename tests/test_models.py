@@ -17,7 +17,7 @@ from tests import tiny
 def distilled(root: Path, **changes: object) -> dict[str, torch.Tensor]:
     """Return the student's weights at step 1, which runs at lr 0: the initial ones."""
     tiny.run_script("run_pkd_distill", **tiny.student_flags(root, total_step=1, warmup_step=1, **changes))
-    return torch.load(root / "runs" / "student_bert_qqp" / "model-1.pt", weights_only=True)
+    return tiny.load(root / "runs" / "student_bert_qqp" / "model-1.pt")
 
 
 def same(student: dict[str, torch.Tensor], name: str, source: torch.Tensor) -> bool:
@@ -44,7 +44,7 @@ def test_student_starts_from_the_pretrained_model(root: Path, student_init: str,
                 seen.add(f"encoder.{here}")
     assert seen == set(student)  # every tensor was looked at
     # Not from the fine-tuned teacher:
-    teacher = torch.load(root / "runs" / "teacher_bert_qqp" / "model-4.pt", weights_only=True)
+    teacher = tiny.load(root / "runs" / "teacher_bert_qqp" / "model-4.pt")
     name = "encoder.encoder.layer.1.output.dense.weight"
     assert not torch.equal(student[name], teacher[name.replace("layer.1", f"layer.{taken[1]}")])
 
@@ -154,7 +154,7 @@ def test_too_long_for_the_pretrained_model(fine_tuned: Path, tmp_path: Path) -> 
 
 def test_checkpoints_load_strictly(root: Path, tmp_path: Path) -> None:
     path = root / "runs" / "teacher_bert_qqp" / "model-4.pt"
-    weights = torch.load(path, weights_only=True)
+    weights = tiny.load(path)
     config = json.loads((path.parent / "config.json").read_text())
     model = bert.BertClassifier(bert.empty_encoder(config["encoder"]), 2, 0)
     old = weights | {"encoder.embeddings.position_ids": torch.arange(32)[None]}  # as old library versions wrote it
@@ -186,7 +186,7 @@ def test_folders_of_the_authors_code_work(root: Path) -> None:
     values["ptrain_ver"] = str(root / "bert")
     (folder / "config.json").write_text(json.dumps(values))
     shutil.rmtree(folder / "tokenizer")
-    weights = torch.load(folder / "model-4.pt", weights_only=True)
+    weights = tiny.load(folder / "model-4.pt")
     torch.save(weights | {"encoder.embeddings.position_ids": torch.arange(32)[None]}, folder / "model-4.pt")
     with pytest.raises(UserError, match="was trained by other code, which cannot be resumed"):
         tiny.run_script("run_fine_tune", **tiny.teacher_flags(root))

@@ -12,7 +12,7 @@ from fine_tune.data.tokens import Batch
 from fine_tune.models import linear
 from fine_tune.training.loop import train
 from fine_tune.training.optim import NonFiniteGuard
-from tests.test_pad_loss import METHODS, distillation, make_tokens
+from tests.built import METHODS, distillation, make_tokens
 
 
 def without_values(batch: Batch, mode: FakeTensorMode) -> Batch:

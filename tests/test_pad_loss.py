@@ -1,72 +1,15 @@
 """What --pad_loss leaves out of the hidden-state loss, and where padding is left out because nobody reads it."""
 
-from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fine_tune.data.tokens import Tokens, epoch_order
+from fine_tune.data.tokens import epoch_order
 from fine_tune.distil import Distillation
-from fine_tune.methods.alp import alp
-from fine_tune.methods.lad import lad, lad_cls, lad_user_defined, partial_lad
-from fine_tune.methods.lad_no import LadNo
-from fine_tune.methods.method import Method
-from fine_tune.methods.pkd import Pkd
-from fine_tune.models import bert
-from fine_tune.training.distributed import DEVICE_FLAGS
 from tests import golden, reference, tiny
-
-S, D, CPU = 12, 16, torch.device("cpu")
-LENGTHS = np.array([5, 12, 3, 7])
-METHODS: dict[str, Callable[[int], Method]] = {
-    "lad": lambda seq_len: lad(4, 2, seq_len, D),
-    "lad_no": lambda seq_len: LadNo(4, 2, seq_len, D),
-    "partial_lad": lambda seq_len: partial_lad(4, 2, seq_len, D, [2], [1]),
-    "lad_user_defined": lambda seq_len: lad_user_defined(4, seq_len, D, [4, 2], [1, 2]),
-    "lad_cls": lambda seq_len: lad_cls(4, 2, D),
-    "alp-kd": lambda seq_len: alp("alp-kd", 4, 2),
-    "alp-kd-hidden": lambda seq_len: alp("alp-kd-hidden", 4, 2),
-    "alp-kd-hidden-v2": lambda seq_len: alp("alp-kd-hidden-v2", 4, 2),
-    "pkd": lambda seq_len: Pkd(4, 2),
-}
-
-
-def classifier(layers: int, seed: int) -> bert.BertClassifier:
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": 50, "hidden_size": D, "num_attention_heads": 2, "intermediate_size": 32}
-    sizes |= {"num_hidden_layers": layers, "max_position_embeddings": S, "initializer_range": 0.3}
-    return bert.BertClassifier(bert.empty_encoder(sizes), 2, 0.0).eval()
-
-
-def distillation(name: str, pad_loss: str, seq_len: int = S, pad_samples: int = 2, mu: float = 9) -> Distillation:
-    """Return teacher, student and method with the same weights at every call, whatever the length."""
-    teacher, student = bert.freeze(classifier(4, 1)), classifier(2, 2)
-    torch.manual_seed(3)
-    method = METHODS[name](S)
-    for parameter in method.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    if seq_len < S:  # the gates of the first positions
-        weights = {key: v[:seq_len] if v.shape[0] == S and v.ndim == 2 else v for key, v in method.state_dict().items()}
-        method = METHODS[name](seq_len)
-        method.load_state_dict(weights)
-    config = Namespace(max_seq_len=seq_len, pad_loss=pad_loss, pad_samples=pad_samples, num_hidden_layers=2, seed=42)
-    vars(config).update(mu=mu, softmax_temp=3.0, soft_weight=0.7, hard_weight=0.3, precision="fp32")
-    vars(config).update(task="qqp", dataset="train", model="bert")
-    for prefix in ("", "gate_"):
-        adamw = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1}
-        adamw |= {"warmup_step": 1, "total_step": 100}
-        vars(config).update({f"{prefix}{flag}": value for flag, value in adamw.items()})
-    return Distillation(teacher, student, method, config, dict.fromkeys(DEVICE_FLAGS, CPU))
-
-
-def make_tokens() -> Tokens:
-    generator = np.random.default_rng(0)
-    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
-    ids = generator.integers(1, 50, offsets[-1], dtype=np.int32)
-    return Tokens(ids, offsets, (LENGTHS // 2).astype(np.int32), np.array([0, 1, 1, 0]))
+from tests.built import LENGTHS, METHODS, S, distillation, make_tokens
 
 
 def losses(what: Distillation, chosen: list[int]) -> dict[str, float]:
@@ -129,10 +72,6 @@ def test_nothing_is_computed_that_nobody_reads(name: str) -> None:
     assert len(distillation(name, "sampled").layout(LENGTHS, chosen, 1)) == (LENGTHS + [2, 0, 2, 2]).sum()
 
 
-def load(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    return torch.load(folder / f"{name}.pt", weights_only=True)
-
-
 def test_mu_0_equals_the_plain_loop(root: Path) -> None:
     """Where nothing but logits is learned: losses, student, and the gates' weight decay of the plain loop."""
     changes = {"dropout": 0, "warmup_step": 3, "ckpt_step": 1, "gate_lr": 1e-1, "lr": 1e-2, "mu": 0}
@@ -140,15 +79,15 @@ def test_mu_0_equals_the_plain_loop(root: Path) -> None:
     tiny.run_script("run_lad_distil", **flags)
     run, teacher = root / "runs" / "lad_bert_qqp", root / "runs" / "teacher_bert_qqp"
     order = [epoch_order(42, m // 6, 21)[m % 6 * 4 :][:4].tolist() for m in range(8)]  # 21 examples, batches of 4
-    gates = {index: load(run, f"gate-{index}-1") for index in (1, 2, 3)}
-    plain = reference.lad_losses(flags, teacher, order, load(run, "model-1"), gates)
+    gates = {index: tiny.load(run / f"gate-{index}-1.pt") for index in (1, 2, 3)}
+    plain = reference.lad_losses(flags, teacher, order, tiny.load(run / "model-1.pt"), gates)
     ours = tiny.curve(root / "runs", "lad_bert_qqp", "qqp/train/bert/loss")
     assert list(ours.values()) == pytest.approx(plain, rel=1e-5)
     assert set(tiny.curve(root / "runs", "lad_bert_qqp", "qqp/train/bert/hidden_loss").values()) == {0}
     rates = tiny.curve(root / "runs", "lad_bert_qqp", "qqp/train/bert/gate_lr")
     left = np.prod([1 - 0.01 * rate for rate in rates.values()])
     assert left < 0.999
-    torch.testing.assert_close(load(run, "gate-1-8")["linear.weight"], gates[1]["linear.weight"] * left)
+    torch.testing.assert_close(tiny.load(run / "gate-1-8.pt")["linear.weight"], gates[1]["linear.weight"] * left)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, own) in golden.RUNS.items() if "pad_loss" not in own])

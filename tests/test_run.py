@@ -14,7 +14,7 @@ from fine_tune import finetune
 from fine_tune.core.errors import UserError
 from fine_tune.training import run
 from tests import tiny
-from tests.test_pad_loss import METHODS, classifier, distillation, make_tokens
+from tests.built import METHODS, classifier, distillation, make_tokens
 
 
 @pytest.fixture

@@ -19,10 +19,6 @@ from tests import golden, tiny
 ROOT = Path(__file__).parent.parent
 
 
-def paths(root: Path) -> dict[str, object]:
-    return {"data_dir": root / "data", "experiment_dir": root / "runs"}
-
-
 def shell(script: str, *words: object, **flags: object) -> subprocess.CompletedProcess:
     """Run a script in a process of its own."""
     command = [sys.executable, ROOT / f"{script}.py", *words]
@@ -46,7 +42,7 @@ def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
     names = {f"{part}-{step}.pt" for part in ("model", "gate-1", "gate-2", "gate-3") for step in (2, 4, 6, 8)}
     assert {path.name for path in run.iterdir()} == names | {"config.json", "tokenizer"}
 
-    done = shell("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", ckpt=4, **paths(root))
+    done = shell("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", ckpt=4, **tiny.paths(root))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["step", "accuracy", "f1_score", "eval_loss"]
@@ -57,7 +53,9 @@ def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
         shown = tiny.curve(root / "runs", "student_bert_qqp/eval", f"qqp/dev/{tag}")
         assert shown == pytest.approx({row["step"]: row[tag] for row in saved["checkpoints"]}, rel=1e-6)
 
-    done = shell("generate_test_prediction", experiment="student", task="qqp", dataset="test", ckpt=8, **paths(root))
+    done = shell(
+        "generate_test_prediction", experiment="student", task="qqp", dataset="test", ckpt=8, **tiny.paths(root)
+    )
     assert done.returncode == 0, done.stderr
     rows = (run / "QQP.tsv").read_text().split("\n")
     assert rows[0] == "index\tprediction"
@@ -67,7 +65,9 @@ def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
 
 def test_evaluation_against_the_library(root: Path) -> None:
     """Accuracy, F1 and loss from transformers' own model, one padded example at a time, and scikit-learn."""
-    tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", batch_size=4, **paths(root))
+    tiny.run_script(
+        "run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", batch_size=4, **tiny.paths(root)
+    )
     folder = root / "runs" / "teacher_bert_qqp"
     saved = json.loads((folder / "eval-dev.json").read_text())
     rows = [line.split("\t") for line in (root / "data/QQP/dev.tsv").read_text().splitlines()[1:]]
@@ -93,7 +93,7 @@ def test_evaluation_against_the_library(root: Path) -> None:
 
 
 def test_evaluation_merges_by_step(root: Path) -> None:
-    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | paths(root)
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
     tiny.run_script("run_fine_tune_eval", **flags, ckpt=4)
     path = root / "runs" / "teacher_bert_qqp" / "eval-dev.json"
     last = json.loads(path.read_text())["checkpoints"]
@@ -148,9 +148,9 @@ def test_every_method_trains_evaluates_and_predicts(root: Path, name: str) -> No
         weights = torch.load(run / f"{index}-3.pt", weights_only=True)
         assert weights.shape == (4,)
         assert weights.sum().item() == pytest.approx(1, rel=1e-5)
-    tiny.run_script("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", **paths(root))
+    tiny.run_script("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", **tiny.paths(root))
     flags = {"experiment": "student", "task": "qqp", "dataset": "dev", "ckpt": 3}
-    tiny.run_script("generate_test_prediction", **flags, **paths(root))
+    tiny.run_script("generate_test_prediction", **flags, **tiny.paths(root))
     predicted = [line.split("\t")[1] for line in (run / "QQP-dev.tsv").read_text().splitlines()[1:]]
     labels = [line.split("\t")[5] for line in (root / "data/QQP/dev.tsv").read_text().splitlines()[1:]]
     accuracy = np.mean([a == b for a, b in zip(predicted, labels, strict=True)])
@@ -223,7 +223,7 @@ def test_a_missing_gpu_is_one_line(root: Path) -> None:
 def test_mistakes_in_evaluation(root: Path, script: str, changes: dict, expected: str) -> None:
     before = snapshot(root)
     with pytest.raises(UserError, match=expected):
-        tiny.run_script(script, **{"experiment": "teacher", "task": "qqp"} | changes | paths(root))
+        tiny.run_script(script, **{"experiment": "teacher", "task": "qqp"} | changes | tiny.paths(root))
     assert snapshot(root) == before
 
 

@@ -12,10 +12,6 @@ from fine_tune.training.optim import OptimizerGroup, warmup_factor
 from tests import golden, reference, tiny
 
 
-def load(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    return torch.load(folder / f"{name}.pt", weights_only=True)
-
-
 def test_lad_equals_the_plain_loop(root: Path) -> None:
     """Losses of ten steps over three epochs, accumulation 2, short last batches: the plain loop's to 1e-5."""
     flags = tiny.student_flags(
@@ -35,9 +31,9 @@ def test_lad_equals_the_plain_loop(root: Path) -> None:
     order = [epoch_order(42, m // per_epoch, 21)[m % per_epoch * size :][:size].tolist() for m in range(20)]
     assert sum(map(len, order)) < 40  # a short batch is among them
     # Step 1 runs at lr 0, so the first checkpoint holds the initial weights.
-    gates = {index: load(run, f"gate-{index}-1") for index in (1, 2, 3)}
+    gates = {index: tiny.load(run / f"gate-{index}-1.pt") for index in (1, 2, 3)}
     teacher = root / "runs" / "teacher_bert_qqp"
-    plain = reference.lad_losses(flags, teacher, order, load(run, "model-1"), gates)
+    plain = reference.lad_losses(flags, teacher, order, tiny.load(run / "model-1.pt"), gates)
     ours = tiny.curve(root / "runs", "lad_bert_qqp", "qqp/train/bert/loss")
     assert list(ours.values()) == pytest.approx(plain, rel=1e-5)
     assert max(plain) / min(plain) > 1.2  # the loss moves, so equality says something
@@ -48,13 +44,13 @@ def test_first_step_runs_at_learning_rate_0(root: Path) -> None:
     tiny.run_script("run_lad_distil", **flags)
     run = root / "runs" / "student_bert_qqp"
     bert = tiny_weights(root / "bert")
-    first, second = load(run, "model-1"), load(run, "model-2")
+    first, second = tiny.load(run / "model-1.pt"), tiny.load(run / "model-2.pt")
     assert torch.equal(first["encoder.embeddings.word_embeddings.weight"], bert["embeddings.word_embeddings.weight"])
     assert any(not torch.equal(first[name], second[name]) for name in first)
-    gate = load(run, "gate-1-1")
+    gate = tiny.load(run / "gate-1-1.pt")
     assert (gate["layernorm.weight"] == 1).all()
     assert (gate["layernorm.bias"] == 0).all()
-    assert any(not torch.equal(gate[name], value) for name, value in load(run, "gate-1-2").items())
+    assert any(not torch.equal(gate[name], value) for name, value in tiny.load(run / "gate-1-2.pt").items())
     for name, peak in (("lr", 1e-3), ("gate_lr", 1e-2)):
         rates = tiny.curve(root / "runs", "student_bert_qqp", f"qqp/train/bert/{name}")
         assert rates == pytest.approx({1: 0, 2: peak / 2})
@@ -79,7 +75,7 @@ def test_accumulation_changes_no_number(root: Path, script: str) -> None:
         name = f"accum{accum_step}"
         tiny.run_script(script, **flags | {"accum_step": accum_step, "experiment": name})
         curves.append(list(tiny.curve(root / "runs", f"{name}_bert_qqp", tag).values()))
-        weights.append(load(root / "runs" / f"{name}_bert_qqp", "model-3"))
+        weights.append(tiny.load(root / "runs" / f"{name}_bert_qqp" / "model-3.pt"))
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
     assert curves[2] == pytest.approx(curves[0], rel=1e-5)
     assert curves[0][0] != pytest.approx(curves[0][2], rel=1e-3)  # it trains, so equal curves say something
@@ -169,6 +165,6 @@ def test_teacher_stays_as_it_was(root: Path, name: str) -> None:
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(root: Path) -> None:
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
         tiny.run_script("run_lad_distil", **tiny.student_flags(root, experiment=name, seed=seed, dropout=0.3))
-    one, two, three = (load(root / "runs" / f"{name}_bert_qqp", "model-8") for name in ("one", "two", "three"))
+    one, two, three = (tiny.load(root / "runs" / f"{name}_bert_qqp" / "model-8.pt") for name in ("one", "two", "three"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not np.array_equal(one["linear_layer.weight"], three["linear_layer.weight"])
