@@ -82,13 +82,18 @@ def parsed(words: list[str]) -> Namespace:
     return flags[0]
 
 
+def named(words: list[str]) -> str:
+    """Return the run that a command names."""
+    return words[words.index("--experiment") + 1]
+
+
 def label(words: list[str]) -> str:
-    return f"{words[0]}-{words[words.index('--experiment') + 1]}"
+    return f"{words[0]}-{named(words)}"
 
 
 @pytest.mark.parametrize("words", README + DOCS, ids=label)
 def test_commands_parse(words: list[str]) -> None:
-    assert parsed(words).experiment == words[words.index("--experiment") + 1]
+    assert parsed(words).experiment == named(words)
 
 
 def test_every_script_has_a_command_and_an_example_that_parses() -> None:
@@ -141,10 +146,8 @@ def test_the_steps_follow_one_another() -> None:
 def test_the_first_two_steps_are_runs_of_the_authors_commands() -> None:
     """The same command in full finds the run finished: no flag differs but those that a resume may change."""
     for run in step_by_step()[:2]:
-        in_full = [parsed(words) for words in README if "--beta1" in words and run.experiment in words]
-        other = [flags for flags in in_full if flags.experiment == run.experiment]
-        assert len(other) == 1
-        differing = {name for name, value in vars(run).items() if vars(other[0])[name] != value}
+        [in_full] = [parsed(words) for words in README if "--beta1" in words and named(words) == run.experiment]
+        differing = {name for name, value in vars(run).items() if vars(in_full)[name] != value}
         assert differing <= RESUMABLE_FLAGS
 
 
@@ -219,9 +222,9 @@ def test_files_that_are_named_exist(page: Path) -> None:
     spans = re.findall(r"`([^`]+)`", prose(page))
     words = [word for span in spans for word in span.split() if re.fullmatch(r"[\w./-]+", word)]
     folders = ("fine_tune/", "scripts/", "tests/", "benchmarks/", "docs/", "data/sample")
-    named = {word for word in words if word.endswith((".py", ".sh", ".md", ".cff")) or word.startswith(folders)}
-    named |= {match.replace(".", "/") + ".py" for match in re.findall(r"python -m (\S+\.\w+)", " ".join(spans))}
-    missing = [name for name in sorted(named) if not exists(name)]
+    files = {word for word in words if word.endswith((".py", ".sh", ".md", ".cff")) or word.startswith(folders)}
+    files |= {match.replace(".", "/") + ".py" for match in re.findall(r"python -m (\S+\.\w+)", " ".join(spans))}
+    missing = [name for name in sorted(files) if not exists(name)]
     assert not missing, f"{page.name} names {missing}"
 
 
@@ -234,10 +237,9 @@ def test_the_path_of_the_formula_is_as_long_as_it_says() -> None:
         r"\*\*The path of LAD's formula: (\d+) files, (\d+) lines\.\*\*(.*?)\n\n", TEXT, re.DOTALL
     )
     names = re.findall(r"`([\w/]+\.py)`", text)
-    paths = [
-        next(folder / name for folder in (ROOT, ROOT / "fine_tune") if (folder / name).is_file()) for name in names
-    ]
-    assert len(paths) == int(files)
+    found = (folder / name for name in names for folder in (ROOT, ROOT / "fine_tune"))
+    paths = [path for path in found if path.is_file()]
+    assert len(paths) == len(names) == int(files)
     assert sum(len(path.read_text().splitlines()) for path in paths) == int(lines)
 
 
