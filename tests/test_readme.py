@@ -1,4 +1,4 @@
-"""Every python command of the README and of scripts/ is parsed by its script, and the walk-through is all there."""
+"""README and docs/: commands are parsed by their scripts, links and paths lead somewhere, counts and tree are true."""
 
 import re
 import shlex
@@ -10,9 +10,12 @@ from unittest import mock
 import pytest
 
 from fine_tune.cli import parser
+from fine_tune.cli.runs import RESUMABLE_FLAGS
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+TEXT = (ROOT / "README.md").read_text()
 SCRIPTS = {path.stem for path in [*ROOT.glob("run_*.py"), ROOT / "generate_test_prediction.py"]}
 TASKS = ["qqp", "mnli", "qnli", "sst2", "mrpc", "rte"]
 
@@ -38,7 +41,24 @@ def called(found: list[list[str]]) -> list[list[str]]:
     return [words[1:] for words in found if words[0] == "python" and words[1].removesuffix(".py") in SCRIPTS]
 
 
-README = [words for block in blocks(ROOT / "README.md") for words in called(commands(block))]
+def names_a_script(block: str) -> bool:
+    """Tell whether a piece of bash is about our scripts."""
+    return any(f"{script}.py" in block for script in SCRIPTS)
+
+
+def shown(path: Path) -> list[list[str]]:
+    """Return the calls of our scripts in a Markdown file. What else a block does has no program to run here."""
+    nothing = "PATH=/nonexistent; command_not_found_handle() { :; }\n"
+    found = []
+    for block in filter(names_a_script, blocks(path)):
+        calls = called(commands(nothing + block))
+        assert calls, f"{path}: calls no script:\n{block}"
+        found += calls
+    return found
+
+
+README = shown(ROOT / "README.md")
+DOCS = [words for path in PAGES[1:] for words in shown(path)]
 SHELL = {task: called(commands((ROOT / f"scripts/{task}.sh").read_text(), f"scripts/{task}.sh")) for task in TASKS}
 
 
@@ -62,13 +82,18 @@ def parsed(words: list[str]) -> Namespace:
     return flags[0]
 
 
+def named(words: list[str]) -> str:
+    """Return the run that a command names."""
+    return words[words.index("--experiment") + 1]
+
+
 def label(words: list[str]) -> str:
-    return f"{words[0]}-{words[words.index('--experiment') + 1]}"
+    return f"{words[0]}-{named(words)}"
 
 
-@pytest.mark.parametrize("words", README, ids=label)
+@pytest.mark.parametrize("words", README + DOCS, ids=label)
 def test_commands_parse(words: list[str]) -> None:
-    assert parsed(words).experiment == words[words.index("--experiment") + 1]
+    assert parsed(words).experiment == named(words)
 
 
 def test_every_script_has_a_command_and_an_example_that_parses() -> None:
@@ -97,6 +122,35 @@ def test_the_walk_through_is_the_seeds() -> None:
         assert as_set(words) in there, " ".join(words)
 
 
+def step_by_step() -> list[Namespace]:
+    """Return the flags of the commands that follow one another in the README."""
+    section = TEXT.partition("\n## QQP with bert-base, step by step\n")[2]
+    [block] = re.findall(r"```sh\n(.*?)```", section.partition("<details>")[0], re.DOTALL)
+    return [parsed(words) for words in called(commands(block))]
+
+
+def has_checkpoint(run: Namespace, step: int) -> bool:
+    """Tell whether a training run leaves a checkpoint at `step`."""
+    return 0 < step <= run.total_step and (step % run.ckpt_step == 0 or step == run.total_step)
+
+
+def test_the_steps_follow_one_another() -> None:
+    teacher, student, scored, predicted = step_by_step()
+    assert (student.teacher_exp, student.tmodel, student.task) == (teacher.experiment, teacher.model, teacher.task)
+    assert has_checkpoint(teacher, student.tckpt)
+    for reader in (scored, predicted):
+        assert (reader.experiment, reader.model, reader.task) == (student.experiment, student.model, student.task)
+    assert has_checkpoint(student, predicted.ckpt)
+
+
+def test_the_first_two_steps_are_runs_of_the_authors_commands() -> None:
+    """The same command in full finds the run finished: no flag differs but those that a resume may change."""
+    for run in step_by_step()[:2]:
+        [in_full] = [parsed(words) for words in README if "--beta1" in words and named(words) == run.experiment]
+        differing = {name for name, value in vars(run).items() if vars(in_full)[name] != value}
+        assert differing <= RESUMABLE_FLAGS
+
+
 TABLE = """
 qqp  2e-5 34110 10233 1e-4 5e-7 20 .7 .3 500  56850 5685
 mnli 3e-5 36816 10000 1e-4 5e-7 10 .5 .5 500  49088 4908
@@ -123,5 +177,100 @@ def test_task_scripts_carry_the_authors_numbers(row: str) -> None:
         parsed(words)
 
 
-def test_nothing_is_left_to_fill_in() -> None:
-    assert not re.search(r"@@|TODO|FIXME|XXX", (ROOT / "README.md").read_text())
+# --- links, paths, counts ---------------------------------------------------------------------------------------------
+
+
+def page_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(path: Path) -> str:
+    """Return a Markdown file without its fenced blocks."""
+    return re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the names under which GitHub links to a file's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in target]
+    assert targets or page.parent != ROOT  # the README has some
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name} links to {target}"
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    targets = set(re.findall(r"\]\(([^)\s#]+)\)", prose(ROOT / "README.md")))
+    assert {page_name(page) for page in PAGES[1:]} <= targets
+
+
+def exists(name: str) -> bool:
+    """Tell whether a file is there as it is named: from the root, within the package, or a shell script."""
+    return any((folder / name).exists() for folder in (ROOT, ROOT / "fine_tune", ROOT / "scripts"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """In `code`: source files, folders of the project, and modules after python -m."""
+    spans = re.findall(r"`([^`]+)`", prose(page))
+    words = [word for span in spans for word in span.split() if re.fullmatch(r"[\w./-]+", word)]
+    folders = ("fine_tune/", "scripts/", "tests/", "benchmarks/", "docs/", "data/sample")
+    files = {word for word in words if word.endswith((".py", ".sh", ".md", ".cff")) or word.startswith(folders)}
+    files |= {match.replace(".", "/") + ".py" for match in re.findall(r"python -m (\S+\.\w+)", " ".join(spans))}
+    missing = [name for name in sorted(files) if not exists(name)]
+    assert not missing, f"{page.name} names {missing}"
+
+
+def test_size_of_the_readme() -> None:
+    assert 18_000 <= len(TEXT.encode()) <= 20_000
+
+
+def test_the_path_of_the_formula_is_as_long_as_it_says() -> None:
+    [(files, lines, text)] = re.findall(
+        r"\*\*The path of LAD's formula: (\d+) files, (\d+) lines\.\*\*(.*?)\n\n", TEXT, re.DOTALL
+    )
+    names = re.findall(r"`([\w/]+\.py)`", text)
+    found = (folder / name for name in names for folder in (ROOT, ROOT / "fine_tune"))
+    paths = [path for path in found if path.is_file()]
+    assert len(paths) == len(names) == int(files)
+    assert sum(len(path.read_text().splitlines()) for path in paths) == int(lines)
+
+
+def tree() -> set[Path]:
+    """Return the paths in the README's tree: a line has names with one space between them, then what they are."""
+    section = TEXT.partition("\n## Where things are\n")[2]
+    found, folders = set(), [ROOT]
+    for line in re.search(r"```text\n(.*?)```", section, re.DOTALL)[1].splitlines():
+        indent, rest = re.fullmatch(r"((?:[| ] {3})*)[|`]-- (\S.*)", line).groups()
+        depth = len(indent) // 4
+        assert depth < len(folders), line
+        names = re.split(r" {2,}", rest)[0].split(" ")
+        paths = [folders[depth] / name for name in names]
+        folders[depth + 1 :] = paths[-1:] if names[-1].endswith("/") else []
+        found |= set(paths)
+    return found
+
+
+def test_the_tree_is_there() -> None:
+    for path in tree():
+        assert path.exists(), path
+
+
+def test_the_tree_names_every_module_and_script() -> None:
+    modules = {path for path in (ROOT / "fine_tune").rglob("*.py") if path.name != "__init__.py"}
+    scripts = {*ROOT.glob("*.py"), *(path for path in (ROOT / "scripts").iterdir() if path.is_file())}
+    assert len(modules) > 30
+    missing = sorted(page_name(path) for path in (modules | scripts) - tree())
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_nothing_is_left_to_fill_in(page: Path) -> None:
+    assert not re.search(r"@@|TODO|FIXME|XXX", page.read_text())
