@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fine_tune.core import interrupt
+from fine_tune.core import interrupt, torchrun
+from fine_tune.training import distributed
 from tests import golden, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -90,8 +91,6 @@ def test_every_rank_drops_out_on_its_own(root: Path) -> None:
     # One process with each rank's stream, on the one example:
     import numpy as np
 
-    from fine_tune.training import distributed
-
     (root / "twin" / "QQP" / "train.tsv").write_text("\n".join([lines[0], lines[1]]) + "\n")
     alone = []
     for rank in (0, 1):
@@ -134,17 +133,18 @@ def test_resume_under_the_same_number_of_ranks(root: Path) -> None:
     assert losses(root, "cut") == losses(root, "whole")
 
 
-def test_a_signal_to_one_process_stops_all(root: Path) -> None:
-    """Both save and leave in good order, also the one that hears of it from the other and then gets its own."""
+@pytest.mark.parametrize("at_once", [False, True], ids=["one rank after the other", "torchrun and ranks at once"])
+def test_signals_stop_all_in_good_order(root: Path, at_once: bool) -> None:
+    """All save once, also a rank that hears of it from the other and then gets its own, or that gets several."""
     process = start("run_pkd_distill", **tiny.student_flags(root, total_step=100_000, ckpt_step=100_000))
     folder = root / "runs" / "student_bert_qqp"
     wait_for(folder / "config.json")
     time.sleep(1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
-    for child in children:
-        os.kill(int(child), signal.SIGTERM)
-        time.sleep(0.05)
+    for process_id in (*children, process.pid, *children) if at_once else children:
+        os.kill(int(process_id), signal.SIGTERM)
+        time.sleep(0 if at_once else 0.05)
     _, complaint = process.communicate(timeout=120)
     assert (folder / "state.pt").is_file(), complaint
     assert complaint.count("run_pkd_distill.py: stopped: SIGTERM: saved after step") == 1, complaint
@@ -159,6 +159,31 @@ def test_a_signal_heard_of_is_not_a_second_one(monkeypatch: pytest.MonkeyPatch) 
     assert not left
     interrupt.note(15, None)
     assert left == [143]
+
+
+def test_a_repeat_within_torchruns_grace_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, now = [], [100.0]
+    monkeypatch.setattr(interrupt, "received", [])
+    monkeypatch.setattr(interrupt, "caught", [])
+    monkeypatch.setattr(torchrun, "VARIABLES", {"RANK": "0"})
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "_exit", left.append)
+    for now[0] in (100.0, 100.1, 129.0):
+        interrupt.note(15, None)
+        assert not left
+    now[0] = 130.5
+    interrupt.note(15, None)
+    assert left == [143]
+
+
+def test_a_signal_during_the_question_is_answered_alike_by_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes to this rank while the ranks agree that there was none: this one must not save alone."""
+    monkeypatch.setattr(interrupt, "received", [])
+    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda number, op: interrupt.received.append(15))
+    assert not distributed.interrupted()
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda number, op: None)
+    assert distributed.interrupted()
 
 
 def test_evaluation_and_prediction_are_split_and_gathered(root: Path) -> None:

@@ -1,14 +1,22 @@
-"""SIGTERM and SIGINT as a request to stop at the next good moment; a second one ends the process at once."""
+"""SIGTERM and SIGINT as a request to stop at the next good moment; a second one ends the process at once.
+
+Under torchrun a rank may hear one request several times: from the cluster, and from torchrun, which passes its own on
+and grants GRACE seconds before it kills. What comes within these is no second request.
+"""
 
 import os
 import signal
+import time
 from types import FrameType
 
+from fine_tune.core import torchrun
 from fine_tune.core.errors import Stop
+
+GRACE = 30.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 received: list[int] = []  # numbers of the signals that came since `listen`, here or to another process of the run
-caught: list[int] = []  # those that came here
+caught: list[float] = []  # when those came that came here, in seconds
 
 
 class Interrupted(Stop):
@@ -29,9 +37,10 @@ def listen() -> None:
 
 def note(number: int, _: FrameType | None) -> None:
     """Remember the first signal; leave at once on the second."""
-    if caught:
+    now = time.monotonic()
+    if caught and not (torchrun.VARIABLES and now - caught[0] < GRACE):
         os._exit(128 + number)
-    caught.append(number)
+    caught.append(now)
     received.append(number)
 
 

@@ -94,13 +94,13 @@ def main_process_first(do: Callable[[], Result]) -> Result:
 
 
 def interrupted() -> bool:
-    """Tell whether a signal has come to any rank; then all of them have heard it."""
+    """Tell whether a signal has come to any rank; all ranks answer alike, and then all of them have heard it."""
+    number = torch.tensor(interrupt.received[0] if interrupt.received else 0)
     if WORLD_SIZE > 1:
-        number = torch.tensor(interrupt.received[0] if interrupt.received else 0)
-        dist.all_reduce(number, dist.ReduceOp.MAX)
+        dist.all_reduce(number, dist.ReduceOp.MAX)  # one that comes here meanwhile is asked for the next time
         if number and not interrupt.received:
             interrupt.received.append(int(number))
-    return bool(interrupt.received)
+    return bool(number)
 
 
 def all_gather(value: Result) -> list[Result]:
@@ -144,7 +144,7 @@ class DistributedTask(nn.Module):
 
     def __init__(self, task: Task, accum_step: int) -> None:
         super().__init__()
-        self.parallel = DistributedDataParallel(task, forward_sync_buffers=False)
+        self.parallel = DistributedDataParallel(task)
         self.accum_step, self.calls = accum_step, 0
 
     def forward(self, batch: Batch) -> TaskOutput:

@@ -198,7 +198,8 @@ def save_if_due(
 ) -> None:
     """Save the state after a step that ends in a checkpoint, or in which a signal has come; then heed the signal."""
     due = step % config.ckpt_step == 0 or step == config.total_step
-    if not distributed.interrupted() and not due:
+    interrupted = distributed.interrupted()
+    if not interrupted and not due:
         return
     guard.raise_if_tripped()
     streams = distributed.all_gather(checkpoint.random_streams())
@@ -212,7 +213,8 @@ def save_if_due(
             checkpoint.prune(folder, config.keep_last)
 
     distributed.on_main_process(write)
-    interrupt.poll(f"saved after step {step}; the same command goes on from there")
+    if interrupted:  # and not where a signal has come to this rank alone since: the others would wait for it
+        interrupt.poll(f"saved after step {step}; the same command goes on from there")
 
 
 def finish(folder: Path, config: Namespace) -> None:
