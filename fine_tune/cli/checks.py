@@ -4,6 +4,7 @@ Nothing here needs torch, so every mistake found here is answered in a fraction 
 """
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
@@ -115,12 +116,7 @@ def pretrained_folder(flags: Namespace) -> Iterator[str]:
     if os.path.isdir(path):
         if not (path / "config.json").is_file():
             yield f"--ptrain_ver {flags.ptrain_ver}: {path / 'config.json'} does not exist, so this is no model folder"
-    elif (
-        os.path.exists(path)
-        or path.is_absolute()
-        or flags.ptrain_ver.count("/") > 1
-        or flags.ptrain_ver.startswith(".")
-    ):
+    elif os.path.exists(path) or path.is_absolute() or re.match(r"\.|.*/.*/", flags.ptrain_ver):
         yield f"--ptrain_ver {flags.ptrain_ver}: no such folder; give a local model folder or a hub name"
 
 

@@ -56,10 +56,8 @@ def read_run(flag: str, folder: Path, task: str) -> Namespace:
     try:
         saved = read_json(path)
     except UserError as error:
-        model = "tmodel" if flag == "teacher_exp" else "model"
-        raise UserError(
-            f"--{flag}: {error}; is this the run you meant (check --{model}, --task, --experiment_dir)?"
-        ) from None
+        others = f"--{'tmodel' if flag == 'teacher_exp' else 'model'}, --task, --experiment_dir"
+        raise UserError(f"--{flag}: {error}; is this the run you meant (check {others})?") from None
     saved.setdefault("kind", "teacher" if "ptrain_ver" in saved else "student")
     missing = missing_keys(saved)
     if missing:
@@ -116,23 +114,16 @@ def last_written(path: Path) -> int:
 
 def require_same_settings(saved: dict[str, Any], config: Namespace) -> None:
     """Raise UserError that names each setting of `config`, flags or config.json, in which the run `saved` differs."""
-    folder = own_folder(config)
+    source = f"--experiment {config.experiment}: {own_folder(config)}"
+    cure = "use another name, or --overwrite to start afresh"
     if "kind" not in saved:
-        raise UserError(
-            f"--experiment {config.experiment}: {folder} was trained by other code, which cannot be resumed; "
-            "use another name, or --overwrite to start afresh"
-        )
+        raise UserError(f"{source} was trained by other code, which cannot be resumed; {cure}")
     before = saved.get("ranks", 1)
     if getattr(config, "ranks", before) != before:  # flags alone do not say
-        raise UserError(
-            f"--experiment {config.experiment}: {folder} was started with {before} processes, now there "
-            f"are {config.ranks}; go on with as many as before (torchrun --nproc_per_node), or use another name"
-        )
+        wanted = "go on with as many as before (torchrun --nproc_per_node), or use another name"
+        raise UserError(f"{source} was started with {before} processes, now there are {config.ranks}; {wanted}")
     now = {name: value for name, value in vars(config).items() if name not in RESUMABLE_FLAGS | {"ranks", "versions"}}
     shared = [name for name in now if name in saved and saved[name] != now[name]]
     changed = [f"{'' if name in NOT_FLAGS else '--'}{name} was {saved[name]}, now {now[name]}" for name in shared]
     if changed:
-        raise UserError(
-            f"--experiment {config.experiment}: {folder} was started with other settings: {', '.join(changed)}; "
-            "use another name, or --overwrite to start afresh"
-        )
+        raise UserError(f"{source} was started with other settings: {', '.join(changed)}; {cure}")
