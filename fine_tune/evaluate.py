@@ -16,10 +16,10 @@ from scipy import stats
 from sklearn import metrics
 from torch.utils.tensorboard import SummaryWriter
 
-from fine_tune.cli.runs import log_folder, own_folder
+from fine_tune.cli.runs import last_written, log_folder, own_folder
 from fine_tune.core import interrupt
-from fine_tune.core.errors import UserError
-from fine_tune.core.files import atomic_write, read_json, write_json
+from fine_tune.core.errors import NotFinite, UserError
+from fine_tune.core.files import atomic_write, read_json, waiting_lock, write_json
 from fine_tune.data.layout import packed
 from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.data.tokens import Tokens, by_length
@@ -47,13 +47,16 @@ METRICS = {
 
 
 @torch.inference_mode()
-def predict(model: BertClassifier, tokens: Tokens, batch_size: int, what: str) -> np.ndarray:
-    """Return the logits (n, C) of all examples in their order; batches hold examples of similar length."""
+def predict(model: BertClassifier, tokens: Tokens, batch_size: int, path: Path) -> np.ndarray:
+    """Return the logits (n, C) of all examples in their order, by the model of the checkpoint `path`.
+
+    Batches hold examples of similar length. Raises NotFinite naming `path` when a logit is none.
+    """
     model.eval()
     device = model.linear_layer.weight.device
     logits = np.zeros((len(tokens), model.linear_layer.out_features), np.float32)
     with progress(len(tokens), 0, "ex") as bar:
-        bar.set_description(what)
+        bar.set_description(path.stem)
         for number, chosen in enumerate(by_length(tokens.lengths(), batch_size)):
             if number % distributed.WORLD_SIZE == distributed.RANK:
                 lengths = tokens.lengths(chosen)
@@ -63,7 +66,10 @@ def predict(model: BertClassifier, tokens: Tokens, batch_size: int, what: str) -
             # Once a round of the ranks: asking after every batch would let them work one at a time only.
             if number % distributed.WORLD_SIZE == 0 and distributed.interrupted():
                 interrupt.poll("what was evaluated before is saved; the same command does the rest")
-    return distributed.all_reduce_sum(logits)  # each row is one rank's, and zero in the others
+    logits = distributed.all_reduce_sum(logits)  # each row is one rank's, and zero in the others
+    if not np.isfinite(logits).all():
+        raise NotFinite(f"{path}: gives logits that are not finite, so nothing is written; use an earlier checkpoint")
+    return logits
 
 
 def scores(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -94,6 +100,7 @@ def evaluate(flags: Namespace) -> None:
     steps = [step for step in checkpoint.steps(folder) if step >= flags.ckpt]
     if not steps:
         raise UserError(f"--ckpt {flags.ckpt}: {folder} holds no model-<step>.pt from that step on")
+    started = last_written(folder / "config.json")
     model, tokens = load_run(flags)
     log = log_folder(folder)
     found = []
@@ -101,23 +108,46 @@ def evaluate(flags: Namespace) -> None:
         # In a folder of its own: a reader of tensorboard follows one file of a folder at a time, here training's.
         writer = distributed.on_main_process(lambda: opened.enter_context(open_writer(log / "eval")))
         for step in steps:
-            checkpoint.load_weights(model, folder / f"model-{step}.pt")
-            logits = predict(model, tokens, flags.batch_size, f"step {step}")
-            found.append(distributed.on_main_process(partial(record, flags, writer, step, logits, tokens.labels)))
+            path = folder / f"model-{step}.pt"
+            if load_if_there(model, path):
+                logits = predict(model, tokens, flags.batch_size, path)
+                keep = partial(record, flags, started, writer, step, logits, tokens.labels)
+                found.append(distributed.on_main_process(keep))
+    if not found:
+        raise UserError(f"--experiment {flags.experiment}: all checkpoints in {folder} have gone meanwhile")
     if distributed.is_main_process():
         print(table(found))
     print0(f"written: {folder / f'eval-{flags.dataset}.json'}; tensorboard --logdir {log.parent}")
 
 
+def load_if_there(model: BertClassifier, path: Path) -> bool:
+    """Load a checkpoint; tell whether it is still there, after a note if not: a run beside this may keep only some."""
+    try:
+        checkpoint.load_weights(model, path)
+    except UserError:
+        if path.exists():
+            raise
+    there = all(distributed.all_gather(path.exists()))
+    if not there:
+        print0(f"note: {path} has gone meanwhile and is left out")
+    return there
+
+
 def record(
-    flags: Namespace, writer: SummaryWriter, step: int, logits: np.ndarray, labels: np.ndarray
+    flags: Namespace, started: int, writer: SummaryWriter, step: int, logits: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
-    """Score the logits of checkpoint `step`, and put the scores into tensorboard and beside the checkpoints."""
-    values = scores(TASKS[flags.task], logits, labels)
-    for name, value in values.items():
-        writer.add_scalar(f"{flags.task}/{flags.dataset}/{name}", value, step)
-    row = {"step": step} | values
-    save_scores(own_folder(flags) / f"eval-{flags.dataset}.json", [row])
+    """Score the logits of checkpoint `step`, and put the scores into tensorboard and beside the checkpoints.
+
+    Raises UserError when the run's config.json is no longer the one written when `started`.
+    """
+    folder = own_folder(flags)
+    row = {"step": step} | scores(TASKS[flags.task], logits, labels)
+    with waiting_lock(folder.with_name(f".{folder.name}.eval.lock")):
+        if last_written(folder / "config.json") != started:
+            raise UserError(f"{folder}: is another run by now, so step {step} is not recorded; give the command again")
+        save_scores(folder / f"eval-{flags.dataset}.json", [row])
+    for name in row.keys() - {"step"}:
+        writer.add_scalar(f"{flags.task}/{flags.dataset}/{name}", row[name], step)
     return row
 
 
@@ -160,9 +190,10 @@ def write_predictions(flags: Namespace) -> None:
     """Write the predictions of one checkpoint in the leaderboard's form: index, TAB, prediction."""
     folder = own_folder(flags)
     model, tokens = load_run(flags)
-    checkpoint.load_weights(model, folder / f"model-{flags.ckpt}.pt")
+    model_path = folder / f"model-{flags.ckpt}.pt"
+    checkpoint.load_weights(model, model_path)
     spec = TASKS[flags.task]
-    logits = predict(model, tokens, flags.batch_size, f"step {flags.ckpt}")
+    logits = predict(model, tokens, flags.batch_size, model_path)
     path = folder / f"{upload_name(spec, flags.dataset)}.tsv"
     distributed.on_main_process(lambda: write_tsv(path, leaderboard_values(spec, logits)))
 

@@ -431,6 +431,9 @@ WRONG = [
     ("lr", "fast", ABOVE_0),
     ("lr", "", ABOVE_0),
     ("lr", "1e-4,", ABOVE_0),
+    ("lr", "1_0e-4", ABOVE_0),
+    ("lr", "\uff11e-4", ABOVE_0),  # a full-width digit
+    ("lr", " 1e-4", ABOVE_0),
     ("gate_lr", "0.0", ABOVE_0),
     ("gate_lr", "nan", ABOVE_0),
     ("eps", "0", ABOVE_0),

@@ -71,14 +71,15 @@ KILLS: dict[str, Callable[[], list[Patch]]] = {
     "three times in one epoch": lambda: [before_update(step) for step in (7, 8, 9)],
     "before the tokenizer's first file": lambda: [at_rename("tokenizer.json", old=False)],
     "before config.json": lambda: [at_rename("config.json", old=False)],
-    "before a checkpoint's first file": lambda: [at_rename("model-5.pt", old=False)],
-    "after a checkpoint's first file": lambda: [at_rename("model-5.pt", old=False, after=True)],
-    "before a checkpoint's last file": lambda: [at_rename("gate-3-5.pt", old=False)],
+    "before a checkpoint's first file": lambda: [at_rename("gate-1-5.pt", old=False)],
+    "after a checkpoint's first file": lambda: [at_rename("gate-1-5.pt", old=False, after=True)],
+    "before a checkpoint's last file": lambda: [at_rename("model-5.pt", old=False)],
     "before the first state is there": lambda: [at_rename("state.pt", old=False)],
     "after the first state is there": lambda: [at_rename("state.pt", old=False, after=True)],
     "before an old state is replaced": lambda: [at_rename("state.pt", old=True)],
     "after an old state was replaced": lambda: [at_rename("state.pt", old=True, after=True)],
-    "after the last checkpoint, before its state": lambda: [at_rename("gate-3-12.pt", old=False, after=True)],
+    "before the last checkpoint's model": lambda: [at_rename("model-12.pt", old=False)],
+    "after the last checkpoint, before its state": lambda: [at_rename("model-12.pt", old=False, after=True)],
     "after the last state": lambda: [
         killed_when(checkpoint, "save_state", lambda folder, step, *rest: step == 12, after=True)
     ],
@@ -146,7 +147,7 @@ def test_signals_in_evaluation_and_tokenising(root: Path) -> None:
     status, said = in_child(evaluation(root), in_line)
     assert (status, said.splitlines()[-1].endswith("stopped: SIGTERM: nothing was written")) == (143, True)
     assert not list((root / "runs" / "cache").glob("*dev*"))
-    in_first = killed_when(evaluate, "record", lambda flags, board, step, *rest: step == 2, signal.SIGTERM)
+    in_first = killed_when(evaluate, "record", lambda flags, started, writer, step, *rest: step == 2, signal.SIGTERM)
     assert in_child(evaluation(root), in_first)[0] == 143
     saved = json.loads((root / "runs" / "teacher_bert_qqp" / "eval-dev.json").read_text())
     assert [row["step"] for row in saved["checkpoints"]] == [2]  # what was done is kept
@@ -157,7 +158,7 @@ def test_a_killed_evaluation_keeps_what_it_had(root: Path) -> None:
     path = root / "runs" / "teacher_bert_qqp" / "eval-dev.json"
     whole = path.read_text()
     path.unlink()
-    kill = killed_when(evaluate, "record", lambda flags, board, step, *rest: step == 4)
+    kill = killed_when(evaluate, "record", lambda flags, started, writer, step, *rest: step == 4)
     assert in_child(evaluation(root), kill)[0] == -signal.SIGKILL
     assert [row["step"] for row in json.loads(path.read_text())["checkpoints"]] == [2]
     assert in_child(evaluation(root))[0] == 0
@@ -304,6 +305,65 @@ def test_a_bad_step_is_skipped_on_the_device_and_reported_later() -> None:
     with pytest.raises(NotFinite, match=r"step 2 at lr 0.0888889: loss nan, gradient of lr nan; the last"):
         guard.raise_if_tripped()
     assert all(value["step"] == 1 for value in group.optimizer.state.values())
+
+
+def test_only_finite_weights_are_saved_and_take_the_place_of_others(root: Path) -> None:
+    """A loss may be finite in the very step whose update is not; with --keep_last 1 the good checkpoint would go."""
+    script, flags = flags_of(root, "pkd", "broken")
+    flags |= {"lr": 1e300, "warmup_step": 2, "ckpt_step": 1, "total_step": 2, "keep_last": 1}
+    with pytest.raises(NotFinite, match=r"step 2: the update left model: \S+ not finite; earlier checkpoints stay"):
+        tiny.run_script(script, **flags)
+    folder = root / "broken" / "run_bert_qqp"
+    assert {path.name for path in folder.glob("model-*")} == {"model-1.pt"}
+    assert tiny.load(folder / "state.pt")["step"] == 1
+
+
+def test_a_run_with_one_checkpoint_is_finished_when_all_its_files_are_there(root: Path) -> None:
+    """Killed before the gates were written, at its only checkpoint: the same command does the rest."""
+    script, flags = flags_of(root, "lad", "broken")
+    action = lambda: tiny.run_script(script, **flags | {"ckpt_step": 50})  # noqa: E731
+    assert in_child(action, at_rename("gate-2-12.pt", old=False))[0] == -signal.SIGKILL
+    status, said = in_child(action)
+    assert (status, "is finished" in said) == (0, False)
+    names = {path.name for path in (root / "broken" / "run_bert_qqp").glob("*.pt")}
+    assert names == {"model-12.pt", "gate-1-12.pt", "gate-2-12.pt", "gate-3-12.pt"}
+
+
+def test_tensorboard_costs_no_run(root: Path) -> None:
+    """Its folder cannot be made: the run says so and goes on to its end."""
+    script, flags = flags_of(root, "pkd", "broken")
+    (root / "broken" / "log").write_text("a file in the way")
+    status, said = in_child(lambda: tiny.run_script(script, **flags))
+    assert status == 0, said
+    assert "note: nothing is logged in " in said
+    assert (root / "broken" / "run_bert_qqp" / "model-12.pt").is_file()
+
+
+# --- files beside each other ------------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_points_at_stays(root: Path) -> None:
+    target = root / "precious"
+    target.write_text("content")
+    (root / "runs" / ".student_bert_qqp.lock").symlink_to(target)
+    with pytest.raises(UserError, match=r"\.student_bert_qqp\.lock: cannot be opened"):
+        tiny.run_script("run_pkd_distill", **tiny.student_flags(root))
+    assert target.read_text() == "content"
+
+
+def test_a_lock_keeps_what_the_file_held(tmp_path: Path) -> None:
+    (tmp_path / ".run.lock").write_text("content")
+    with files.locked(tmp_path / "run"):
+        assert (tmp_path / ".run.lock").read_text() == "content"
+
+
+def test_an_unfinished_file_goes_when_nobody_writes_it_any_more(tmp_path: Path) -> None:
+    (tmp_path / ".left.0123456789abcdef.part").touch()
+    with files.atomic_write(tmp_path / "file") as file:
+        file.write(b"content")
+        files.remove_parts(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [Path(file.name).name]
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 # --- nothing bad gets in --------------------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,11 @@ import torch
 from sklearn import metrics
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from fine_tune.core.errors import UserError
+from fine_tune import evaluate
+from fine_tune.core.errors import NotFinite, UserError
+from fine_tune.training import checkpoint
 from tests import golden, tiny
+from tests.interruptions import in_child
 
 ROOT = Path(__file__).parent.parent
 
@@ -161,6 +167,96 @@ def test_mu_0_trains_on_logits_alone(root: Path) -> None:
     tiny.run_script("run_lad_distil", **tiny.student_flags(root, mu=0))
     hidden = tiny.curve(root / "runs", "student_bert_qqp", "qqp/train/bert/hidden_loss")
     assert set(hidden.values()) == {0.0}
+
+
+def spoilt(root: Path) -> Path:
+    """Put nan into one weight of the teacher's first checkpoint; return its path."""
+    path = root / "runs" / "teacher_bert_qqp" / "model-2.pt"
+    weights = tiny.load(path)
+    weights["linear_layer.weight"][0, 0] = math.nan
+    torch.save(weights, path)
+    return path
+
+
+def test_a_checkpoint_that_is_not_finite_gives_no_score_and_no_prediction(root: Path) -> None:
+    path = spoilt(root)
+    before = snapshot(path.parent)
+    flags = {"experiment": "teacher", "task": "qqp"} | tiny.paths(root)
+    for script, more in (("run_fine_tune_eval", {"dataset": "dev"}), ("generate_test_prediction", {"dataset": "test"})):
+        with pytest.raises(NotFinite, match=r"model-2.pt: .*linear_layer.weight holds numbers that are not finite"):
+            tiny.run_script(script, **flags, **more, ckpt=2)
+    assert snapshot(path.parent) == before
+    with pytest.raises(NotFinite, match="model-2.pt: "):  # the teacher is named, no loss of a student
+        tiny.run_script("run_pkd_distill", **tiny.student_flags(root, tckpt=2))
+
+
+def test_logits_that_are_not_finite_are_no_result(root: Path) -> None:
+    """Finite weights may still overflow."""
+    path = root / "runs" / "teacher_bert_qqp" / "model-2.pt"
+    weights = tiny.load(path)
+    weights["linear_layer.weight"].fill_(3e38)
+    torch.save(weights, path)
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
+    with pytest.raises(NotFinite, match="model-2.pt: gives logits that are not finite, so nothing is written"):
+        tiny.run_script("run_fine_tune_eval", **flags)
+    assert not (path.parent / "eval-dev.json").exists()
+
+
+def test_a_checkpoint_that_goes_under_the_evaluation_is_left_out(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder, steps = root / "runs" / "teacher_bert_qqp", checkpoint.steps
+
+    def pruned(folder: Path) -> list[int]:
+        found = steps(folder)
+        (folder / "model-2.pt").unlink()
+        return found
+
+    monkeypatch.setattr(checkpoint, "steps", pruned)
+    tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", **tiny.paths(root))
+    assert f"note: {folder / 'model-2.pt'} has gone meanwhile and is left out" in capsys.readouterr().err
+    assert [row["step"] for row in json.loads((folder / "eval-dev.json").read_text())["checkpoints"]] == [4]
+
+
+def test_the_score_of_a_run_that_was_overwritten_meanwhile_is_not_recorded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, predict = root / "runs" / "teacher_bert_qqp", evaluate.predict
+
+    def slow(*args: Any) -> np.ndarray:
+        logits = predict(*args)
+        tiny.run_script("run_fine_tune", "--overwrite", **tiny.teacher_flags(root, seed=1))
+        return logits
+
+    monkeypatch.setattr(evaluate, "predict", slow)
+    with pytest.raises(UserError, match="is another run by now, so step 2 is not recorded; give the command again"):
+        tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", **tiny.paths(root))
+    assert not (folder / "eval-dev.json").exists()
+
+
+def test_two_evaluations_at_once_lose_no_row(root: Path) -> None:
+    """Each scores one checkpoint, and takes half a second between reading the file of scores and writing it."""
+    folder = root / "runs" / "teacher_bert_qqp"
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
+    evaluate.save_scores(folder / "eval-dev.json", [{"step": 1, "accuracy": 0.5, "f1_score": 0.5, "eval_loss": 0.5}])
+    read_json = evaluate.read_json
+
+    def slow(path: Path) -> dict[str, Any]:
+        content = read_json(path)
+        time.sleep(0.5)
+        return content
+
+    children = []
+    for step in (2, 4):
+        only = (checkpoint, "steps", lambda folder, step=step: [step])
+        action = lambda: tiny.run_script("run_fine_tune_eval", **flags)  # noqa: E731
+        thread = threading.Thread(target=in_child, args=(action, only, (evaluate, "read_json", slow)))
+        thread.start()
+        children.append(thread)
+    for thread in children:
+        thread.join()
+    rows = json.loads((folder / "eval-dev.json").read_text())["checkpoints"]
+    assert [row["step"] for row in rows] == [1, 2, 4]
 
 
 # --- the same command twice, and mistakes -----------------------------------------------------------------------------

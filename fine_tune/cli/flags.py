@@ -12,6 +12,7 @@ from fine_tune.cli.runs import PROJECT_ROOT
 from fine_tune.data.tasks import TASKS
 
 REQUIRED = object()
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"  # Python's own also takes 1_000 and other digits
 PAD_SAMPLES = 4  # the default of --pad_samples
 
 
@@ -62,10 +63,7 @@ def number(low: float, high: float = math.inf, above: bool = False) -> Callable[
     wanted = f"must be a finite number {'>' if above else '>='} {low:g}{limit}"
 
     def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
+        value = float(text) if re.fullmatch(NUMBER, text) else math.nan
         if not (low <= value < high) or (above and value == low):  # nan fails every comparison
             raise ValueError(wanted)
         return value

@@ -18,6 +18,6 @@ class UserError(Stop):
 
 
 class NotFinite(Stop):
-    """Training met a loss or gradient that is not a finite number."""
+    """A loss, gradient, weight or logit is not a finite number."""
 
     exit_code = 3

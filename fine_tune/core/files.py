@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # beside it: no rename crosses file systems
     try:
         with open(part, "xb") as file:  # x: never through a link that somebody else has put there
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -71,9 +73,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a killed process left of unfinished files; only for a folder that is locked."""
+    """Remove what killed processes left of unfinished files; who still writes one holds a lock on it."""
     for path in folder.glob(".*.part"):
-        path.unlink()
+        with suppress(OSError, UserError), open_for_lock(path) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def sha256(path: Path) -> str:
@@ -91,9 +95,28 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UserError when another process trains in the folder.
     """
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+    with open_for_lock(folder.with_name(f".{folder.name}.lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{folder}: another process is training here; wait for it or use another name") from error
         yield
+
+
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path` for this process alone, after waiting for others."""
+    with open_for_lock(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def open_for_lock(path: Path) -> IO[bytes]:
+    """Open a file to be locked, made if need be; never through a link, and without a change to what it holds.
+
+    Raises UserError naming `path` when the system refuses.
+    """
+    try:
+        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror})") from error

@@ -1,5 +1,6 @@
 """A task's file to examples: plain TSV in UTF-8, checked line by line."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,10 +82,7 @@ def read_label(text: str, spec: TaskSpec) -> int | float:
         if text not in spec.labels:
             raise ValueError(f"label {text!r} is not one of {', '.join(spec.labels)}")
         return spec.labels.index(text)
-    try:
-        score = float(text)
-    except ValueError:
-        score = -1.0
+    score = float(text) if re.fullmatch(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", text, re.ASCII) else -1.0
     if not 0 <= score <= 5:
         raise ValueError(f"score {text!r} is not a number from 0 to 5")
     return score

@@ -91,7 +91,7 @@ def load_tokenizer(folder: Path, vocab_size: int, source: str) -> Any:
     """
     quiet_transformers()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         found = len(tokenizer) if tokenizer.is_fast else 0
     except Exception as error:  # whatever the library makes of damaged tokenizer files
         raise UserError(f"{source}: the tokenizer in {folder} cannot be loaded ({error})") from error

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fine_tune.core import torchrun
-from fine_tune.core.errors import UserError
+from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import atomic_write
 from fine_tune.training.log import print0
 from fine_tune.training.task import Task
@@ -64,7 +64,7 @@ def is_damaged(file: IO[bytes]) -> bool:
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a bare state dict strictly; only the `position_ids` that old checkpoints hold are dropped.
 
-    Raises UserError naming `path` and the first thing that does not fit.
+    Raises UserError naming `path` and the first thing that does not fit, NotFinite where a weight is no finite number.
     """
     weights = load(path)
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
@@ -75,6 +75,15 @@ def load_weights(module: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         reasons = str(error).strip().split("\n")[1:]
         raise UserError(f"{path}: does not fit the model of config.json: {reasons[0].strip()}") from error
+    bad = first_non_finite({path.name: module})
+    if bad:
+        raise NotFinite(f"{path}: {bad} holds numbers that are not finite; use an earlier checkpoint")
+
+
+def first_non_finite(modules: dict[str, nn.Module]) -> str:
+    """Return the name of the first parameter that holds something else than finite numbers, "" if there is none."""
+    named = ((f"{name}: {key}", p) for name, module in modules.items() for key, p in module.named_parameters())
+    return next((key for key, parameter in named if not parameter.isfinite().all()), "")
 
 
 def steps(folder: Path) -> list[int]:
@@ -84,11 +93,15 @@ def steps(folder: Path) -> list[int]:
 
 
 def save_checkpoint(folder: Path, step: int, task: Task, vectors: dict[str, torch.Tensor]) -> None:
-    """Write `<name>-<step>.pt` for every trainable module (its bare state dict) and every vector."""
-    for name, module in task.trainable_modules.items():
-        save(folder / f"{name}-{step}.pt", module.state_dict())
-    for name, vector in vectors.items():
-        save(folder / f"{name}-{step}.pt", vector.cpu())
+    """Write `<name>-<step>.pt` for every trainable module (its bare state dict) and every vector.
+
+    The model comes last: a checkpoint is there when its model is.
+    """
+    states = {name: module.state_dict() for name, module in task.trainable_modules.items()}
+    model = states.pop("model")
+    vectors = {name: vector.cpu() for name, vector in vectors.items()}
+    for name, value in (vectors | states | {"model": model}).items():
+        save(folder / f"{name}-{step}.pt", value)
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -3,13 +3,15 @@
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from fine_tune.core.errors import UserError
 from fine_tune.core.files import make_folder
 from fine_tune.core.torchrun import is_main_process
 
@@ -56,7 +58,9 @@ class Log:
     def __init__(
         self, folder: Path, tag: str, start: int, total_step: int, log_step: int, before: Callable[[], None]
     ) -> None:
-        self.writer = open_writer(folder, purge_step=start + 1) if is_main_process() else None
+        self.folder, self.writer = folder, None
+        with self.survived():
+            self.writer = open_writer(folder, purge_step=start + 1) if is_main_process() else None
         self.progress = progress(total_step, start, "step")
         self.tag, self.log_step, self.before = tag, log_step, before
 
@@ -67,20 +71,37 @@ class Log:
             self.before()
             values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
             self.progress.set_description(" ".join(f"{k}: {v:.6f}" for k, v in values.items()), refresh=False)
-            if due and self.writer:
-                for name, value in (values | lrs).items():
-                    self.writer.add_scalar(f"{self.tag}/{name}", value, step)
+            if due:
+                self.write(step, values | lrs)
         self.progress.update()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Put the values of a step into tensorboard."""
+        with self.survived():
+            for name, value in values.items() if self.writer else ():
+                self.writer.add_scalar(f"{self.tag}/{name}", value, step)
+
+    @contextmanager
+    def survived(self) -> Iterator[None]:
+        """Go on without tensorboard, after a note, when the system refuses what the block writes: it costs no run."""
+        try:
+            yield
+        except (OSError, UserError) as error:
+            print0(f"note: nothing is logged in {self.folder} from here on ({error})")
+            self.writer = None
 
     def flush(self) -> None:
         """Put every point of tensorboard on disk: what is lost from memory later is not logged again by a resume.
 
         For the main process alone.
         """
-        self.writer.flush()
+        with self.survived():
+            if self.writer:
+                self.writer.flush()
 
     def close(self) -> None:
         """Write what is still in memory."""
         self.progress.close()
-        if self.writer:
-            self.writer.close()
+        with self.survived():
+            if self.writer:
+                self.writer.close()

@@ -15,7 +15,7 @@ import transformers
 from fine_tune.cli import runs
 from fine_tune.cli.runs import SavedConfig
 from fine_tune.core import interrupt
-from fine_tune.core.errors import UserError
+from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, sha256, write_json
 from fine_tune.data.tasks import TASKS
 from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
@@ -202,6 +202,9 @@ def save_if_due(
     if not interrupted and not due:
         return
     guard.raise_if_tripped()
+    bad = checkpoint.first_non_finite(task.trainable_modules)
+    if bad:  # only finite weights are saved, and only they take the place of others
+        raise NotFinite(f"step {step}: the update left {bad} not finite; earlier checkpoints stay; try a lower rate")
     streams = distributed.all_gather(checkpoint.random_streams())
 
     def write() -> None:
