@@ -265,6 +265,7 @@ MALFORMED = {
     "a second header": ("qqp", "train", qqp(QQP_ROW) + qqp(QQP_ROW), 3, QQP_LABEL.format("'is_duplicate'")),
     "score above 5": ("stsb", "train", tsv("stsb", "train", "5.0", "5.001"), 3, SCORE.format("'5.001'")),
     "score below 0": ("stsb", "train", tsv("stsb", "train", "0", "-0.5"), 3, SCORE.format("'-0.5'")),
+    "score with an underscore": ("stsb", "train", tsv("stsb", "train", "5.0", "0_1"), 3, SCORE.format("'0_1'")),
     "score nan": ("stsb", "dev", tsv("stsb", "dev", "1", "nan"), 3, SCORE.format("'nan'")),
     "score infinite": ("stsb", "dev", tsv("stsb", "dev", "1", "inf"), 3, SCORE.format("'inf'")),
     "score with a comma": ("stsb", "dev", tsv("stsb", "dev", "1", "3,5"), 3, SCORE.format("'3,5'")),
