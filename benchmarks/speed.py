@@ -130,7 +130,7 @@ def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: 
 
     def logits() -> torch.Tensor:
         if not plain:
-            return torch.from_numpy(predict(model, tokens, size, "evaluation"))
+            return torch.from_numpy(predict(model, tokens, size, Path("evaluation")))
         chosen = (np.arange(start, min(start + size, examples)) for start in range(0, examples, size))
         return reference.predict(
             model, (plain_batch(tokens, rows, shape.seq_len, shape.device)[0] for rows in chosen)

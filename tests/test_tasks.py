@@ -140,8 +140,9 @@ def predicted(given: dict[str, object]) -> np.ndarray:
     ckpt = flags.Flag("ckpt", flags.integer(0), "")
     read = parser.parse("", flags.evaluation(ckpt), checks.PREDICTION, "", words)
     model, tokens = evaluate.load_run(read)
-    checkpoint.load_weights(model, runs.own_folder(read) / f"model-{read.ckpt}.pt")
-    return evaluate.predict(model, tokens, 4, "")[:, 0]
+    path = runs.own_folder(read) / f"model-{read.ckpt}.pt"
+    checkpoint.load_weights(model, path)
+    return evaluate.predict(model, tokens, 4, path)[:, 0]
 
 
 def test_metrics_are_the_librarys() -> None:
