@@ -21,7 +21,7 @@ from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import atomic_write, read_json, waiting_lock, write_json
 from fine_tune.data.layout import packed
-from fine_tune.data.tasks import TASKS, TaskSpec
+from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.data.tokens import Tokens, by_length
 from fine_tune.methods.losses import hard_loss
 from fine_tune.models.bert import BertClassifier, empty_classifier, run_tokenizer
@@ -40,6 +40,7 @@ def correlation(of: Any, labels: np.ndarray, predictions: np.ndarray) -> float:
 METRICS = {
     "accuracy": metrics.accuracy_score,
     "f1_score": partial(metrics.f1_score, zero_division=0),
+    "macro_f1": partial(metrics.f1_score, average="macro", zero_division=0),
     "matthews": metrics.matthews_corrcoef,
     "pearson": partial(correlation, stats.pearsonr),
     "spearman": partial(correlation, stats.spearmanr),
@@ -87,7 +88,7 @@ def load_run(flags: Namespace) -> tuple[BertClassifier, Tokens]:
     device = distributed.select_devices(flags)["device_id"]
     model = empty_classifier(config, source).to(device)
     tokenizer = run_tokenizer(config, folder, model.encoder.config.vocab_size, source)
-    expected = TASKS[flags.task].num_class
+    expected = task_spec(flags).num_class
     if config.num_class != expected:
         raise UserError(f"{source}: has {config.num_class} classes, but --task {flags.task} needs {expected}")
     flags.max_seq_len = config.max_seq_len
@@ -141,7 +142,7 @@ def record(
     Raises UserError when the run's config.json is no longer the one written when `started`.
     """
     folder = own_folder(flags)
-    row = {"step": step} | scores(TASKS[flags.task], logits, labels)
+    row = {"step": step} | scores(task_spec(flags), logits, labels)
     with waiting_lock(folder.with_name(f".{folder.name}.eval.lock")):
         if last_written(folder / "config.json") != started:
             raise UserError(f"{folder}: is another run by now, so step {step} is not recorded; give the command again")
@@ -192,7 +193,7 @@ def write_predictions(flags: Namespace) -> None:
     model, tokens = load_run(flags)
     model_path = folder / f"model-{flags.ckpt}.pt"
     checkpoint.load_weights(model, model_path)
-    spec = TASKS[flags.task]
+    spec = task_spec(flags)
     logits = predict(model, tokens, flags.batch_size, model_path)
     path = folder / f"{upload_name(spec, flags.dataset)}.tsv"
     distributed.on_main_process(lambda: write_tsv(path, leaderboard_values(spec, logits)))
@@ -213,7 +214,7 @@ def upload_name(spec: TaskSpec, dataset: str) -> str:
 
 
 def leaderboard_values(spec: TaskSpec, logits: np.ndarray) -> list[str]:
-    """Return what the leaderboard wants for logits (n, C): labels, or scores clipped to 0..5 with three decimals."""
+    """Return what the leaderboard wants for logits (n, C): labels, or scores within their limits, three decimals."""
     if spec.labels:
         return [spec.labels[index] for index in logits.argmax(1)]
-    return [f"{score:.3f}" for score in logits[:, 0].clip(0, 5)]
+    return [f"{score:.3f}" for score in logits[:, 0].clip(*spec.limits)]

@@ -101,6 +101,14 @@ def plain_name(text: str) -> str:
     return text
 
 
+def task_name(text: str) -> str:
+    """Read the name of a task; whether there is such a task, --data_dir tells."""
+    return plain_name(text)
+
+
+task_name.metavar = "{" + ",".join(TASKS) + "}"
+
+
 def absolute(text: str) -> Path:
     """Return the absolute form of a path; ValueError when it starts at the home folder of an unknown user."""
     try:
@@ -131,7 +139,7 @@ def experiment(device: Any = REQUIRED, falls_back: str = "") -> FlagGroup:
     """Flags that name a run and its device; all eight scripts."""
     return "experiment", [
         Flag("experiment", plain_name, "name of the run"),
-        Flag("task", choice(*TASKS), "GLUE task"),
+        Flag("task", task_name, "GLUE task, or one of your own (fine_tune.add_task)"),
         Flag("model", plain_name, "model name, a part of the run's folder", "bert"),
         Flag("device_id", integer(-1), "where the model runs: -1 = CPU, n = cuda:n", device, falls_back),
     ]

@@ -1,11 +1,14 @@
 """A task's file to examples: plain TSV in UTF-8, checked line by line."""
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import Split, TaskSpec
+
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 
 
 class Example(NamedTuple):
@@ -17,7 +20,7 @@ class Example(NamedTuple):
 
 
 def read_examples(path: Path, spec: TaskSpec, split: Split) -> list[Example]:
-    """Read a GLUE file: plain TSV in UTF-8, no quoting, a BOM and CRLF allowed.
+    """Read a file of a task: plain TSV in UTF-8, no quoting, a BOM and CRLF allowed.
 
     Raises UserError `path:line: reason` at the first malformed line.
     """
@@ -82,7 +85,8 @@ def read_label(text: str, spec: TaskSpec) -> int | float:
         if text not in spec.labels:
             raise ValueError(f"label {text!r} is not one of {', '.join(spec.labels)}")
         return spec.labels.index(text)
-    score = float(text) if re.fullmatch(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", text, re.ASCII) else -1.0
-    if not 0 <= score <= 5:
-        raise ValueError(f"score {text!r} is not a number from 0 to 5")
+    low, high = spec.limits
+    score = float(text) if re.fullmatch(NUMBER, text) else math.nan
+    if not low <= score <= high or math.isinf(score):  # nan fails every comparison
+        raise ValueError(f"score {text!r} is not a number" + (f" from {low} to {high}" if high < math.inf else ""))
     return score
