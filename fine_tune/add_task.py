@@ -19,14 +19,6 @@ FILES = ("train_file", "validation_file", "test_file")
 DEV_SHARE = 0.1
 
 
-def names(text: str) -> list[str]:
-    """Read names separated by commas, none twice."""
-    found = text.split(",")
-    if "" in found or len(set(found)) < len(found):
-        raise ValueError("must be names separated by commas, none twice")
-    return found
-
-
 def groups() -> list[flags.FlagGroup]:
     """Return all flags of this script."""
     words = "one or two columns that hold the texts"
@@ -40,10 +32,10 @@ def groups() -> list[flags.FlagGroup]:
         flags.Flag("seed", flags.integer(0), "seed that draws this part", "42"),
     ]
     columns = [
-        flags.Flag("text_column_names", names, words),
+        flags.Flag("text_column_names", flags.names, words),
         flags.Flag("label_column_name", str, "column that holds the label or score", "label"),
         flags.Flag("regression", None, "labels are scores, not classes"),
-        flags.Flag("metrics", names, metrics, falls_back="accuracy,macro_f1 or pearson,spearman"),
+        flags.Flag("metrics", flags.names, metrics, falls_back="accuracy,macro_f1 or pearson,spearman"),
     ]
     [data_dir] = [flag for flag in flags.paths()[1] if flag.name == "data_dir"]
     task = flags.Flag("task", flags.plain_name, "name of the new task, and of its folder")

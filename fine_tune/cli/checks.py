@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fine_tune.cli.flags import PAD_SAMPLES
-from fine_tune.cli.runs import INHERITED, data_file, own_folder, read_run, read_teacher, teacher_folder
+from fine_tune.cli.runs import INHERITED, best_checkpoint, data_file, own_folder, read_run, read_teacher, teacher_folder
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TASK_FILE, TASKS, own_tasks, task_spec
 
@@ -127,6 +127,20 @@ def any_split(flags: Namespace) -> Iterator[str]:
     yield from split_problems(flags, flags.dataset, list(task_spec(flags).splits), "--dataset")
 
 
+@needs("task")
+def dev_split(flags: Namespace) -> Iterator[str]:
+    """What is said of a model is said of the dev split, which becomes `flags.dataset`."""
+    flags.dataset = task_spec(flags).dev
+    yield from split_problems(flags, flags.dataset, [flags.dataset], "--dataset")
+
+
+@needs("out")
+def new_folder(flags: Namespace) -> Iterator[str]:
+    """Nothing that is there already is written over."""
+    if os.path.lexists(flags.out) and not (os.path.isdir(flags.out) and not os.listdir(flags.out)):
+        yield f"--out {flags.out}: exists already; give a new folder"
+
+
 @needs("ptrain_ver")
 def pretrained_folder(flags: Namespace) -> Iterator[str]:
     """What looks like a path must be a folder with a model's config.json; a hub name is looked up later."""
@@ -149,7 +163,19 @@ def existing_run(flags: Namespace) -> Iterator[str]:
 
 @needs("experiment", "model", "task", "experiment_dir", "ckpt")
 def existing_checkpoint(flags: Namespace) -> Iterator[str]:
-    """Prediction needs its checkpoint; a run that is missing altogether is reported by `existing_run`."""
+    """Prediction needs its checkpoint; a run that is missing altogether is reported by `existing_run`.
+
+    The word best becomes the step that it means, and `flags.choice` says why; else that is empty.
+    """
+    flags.choice = ""
+    if flags.ckpt == "best":
+        try:
+            spec = task_spec(flags)
+            flags.ckpt, flags.choice = best_checkpoint(own_folder(flags), spec, spec.dev)
+        except UserError as error:
+            if hasattr(flags, "run_config"):
+                yield str(error)
+        return
     path = own_folder(flags) / f"model-{flags.ckpt}.pt"
     if (path.parent / "config.json").is_file() and not path.is_file():
         yield f"--ckpt {flags.ckpt}: {path} does not exist"

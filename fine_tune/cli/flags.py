@@ -71,6 +71,17 @@ def number(low: float, high: float = math.inf, above: bool = False) -> Callable[
     return read
 
 
+def step_or_best(text: str) -> int | str:
+    """Read the step of a checkpoint, or the word best."""
+    try:
+        return text if text == "best" else integer(0)(text)
+    except ValueError:
+        raise ValueError("must be a whole number >= 0, or best") from None
+
+
+step_or_best.metavar = "{best,step}"
+
+
 def choice(*allowed: str) -> Callable[[str], str]:
     """Return a reader of one of the words `allowed`."""
 
@@ -92,6 +103,14 @@ def layer_numbers(text: str) -> list[int]:
     if len(set(layers)) < len(layers):
         raise ValueError("must not name a layer twice")
     return layers
+
+
+def names(text: str) -> list[str]:
+    """Read names separated by commas, none twice."""
+    found = text.split(",")
+    if "" in found or len(set(found)) < len(found):
+        raise ValueError("must be names separated by commas, none twice")
+    return found
 
 
 def plain_name(text: str) -> str:
@@ -246,6 +265,12 @@ def speed(distilling: bool) -> FlagGroup:
         Flag("precision", choice("fp32", "tf32", "bf16"), products, "fp32"),
         Flag("compile", None, "compile the layers with torch.compile (numbers change by rounding)"),
     ] + [Flag("cache_teacher", None, once)] * distilling
+
+
+def one_checkpoint() -> FlagGroup:
+    """The checkpoint that is taken out of a run."""
+    what = "checkpoint to use: a step, or the one with the best score on dev"
+    return "checkpoint", [Flag("ckpt", step_or_best, what)]
 
 
 def paths() -> FlagGroup:

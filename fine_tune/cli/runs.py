@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import read_json
-from fine_tune.data.tasks import Split, task_spec
+from fine_tune.data.tasks import Split, TaskSpec, task_spec
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,6 +90,24 @@ def read_teacher(flags: Namespace) -> Namespace:
     if teacher.kind != "teacher":
         raise UserError(f"--teacher_exp {flags.teacher_exp}: {folder} holds a {teacher.kind}, not a fine-tuned teacher")
     return teacher
+
+
+def best_checkpoint(folder: Path, spec: TaskSpec, dataset: str) -> tuple[int, str]:
+    """Return the step of the run in `folder` that did best on `dataset` by the task's first metric, and why in words.
+
+    Raises UserError, with the cure, when the run was not evaluated there, or that checkpoint has gone.
+    """
+    path, metric = folder / f"eval-{dataset}.json", spec.metrics[0]
+    if not path.is_file():
+        cure = f"run_fine_tune_eval.py --dataset {dataset} writes it"
+        raise UserError(f"--ckpt best: {path} does not exist; {cure}")
+    winner = read_json(path).get("best", {}).get(metric)
+    if winner is None:
+        raise UserError(f"--ckpt best: {path} knows no checkpoint's {metric}; give a step")
+    step = winner["step"]
+    if not (folder / f"model-{step}.pt").is_file():
+        raise UserError(f"--ckpt best: {folder / f'model-{step}.pt'}, the best by {metric}, has gone; give a step")
+    return step, f"--ckpt best: step {step}, {metric} {winner['value']:.4f} on {dataset}"
 
 
 # --- a run that is there already --------------------------------------------------------------------------------------

@@ -8,11 +8,8 @@ import csv
 import io
 import json
 import math
-import os
 import random
 import re
-import secrets
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import make_folder, sha256, write_json
+from fine_tune.core.files import atomic_folder, sha256, write_json
 from fine_tune.data.tasks import TASK_FILE, one_line
 from fine_tune.data.tsv import NUMBER
 
@@ -193,21 +190,13 @@ def write_task(
 
     Raises UserError when the system refuses, or when there is something of that name.
     """
-    make_folder(folder.parent)
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.part")
-    try:
-        part.mkdir()
+    with atomic_folder(folder) as part:
         for name, records in splits.items():
             (part / f"{name}.tsv").write_bytes(tsv(records, labels).encode())
         entries = {name: entry(records, part / f"{name}.tsv") for name, records in splits.items()}
         texts = len(splits["train"][0].texts)
         saved = {"labels": labels, "metrics": metrics, "texts": texts, "splits": entries, "made_from": source}
         write_json(part / TASK_FILE, saved)
-        os.rename(part, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); nothing was") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def entry(records: list[Record], path: Path) -> dict[str, Any]:

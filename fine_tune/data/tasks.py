@@ -49,6 +49,11 @@ class TaskSpec:
         """Width of the classifier's output: one per label, 1 for regression."""
         return len(self.labels) or 1
 
+    @property
+    def dev(self) -> str:
+        """Name of the split by which checkpoints are chosen: the first with labels after train."""
+        return self.labelled()[1]
+
     def labelled(self) -> list[str]:
         """Return the splits that can be trained on or evaluated."""
         return [name for name, split in self.splits.items() if split.label is not None]
