@@ -1,5 +1,6 @@
 """Models in and out: what transformers makes of an export, and what becomes of its classifiers here."""
 
+import io
 import json
 import os
 import pickle
@@ -14,9 +15,10 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, DistilBertConfig, DistilBertModel
 
-from fine_tune import export, import_teacher
+from fine_tune import export, import_teacher, predict
 from fine_tune.core.errors import UserError
 from fine_tune.models import hub
+from fine_tune.training import stream
 from tests import tiny
 
 
@@ -282,3 +284,75 @@ def test_what_cannot_be_a_teacher_is_said_in_one_line(root: Path, tmp_path: Path
     BertTokenizer.from_pretrained(root / "bert").save_pretrained(tmp_path / "distil")
     assert "holds a distilbert model; only BERT models can be teachers" in refused(root, tmp_path / "distil")
     assert "is neither a local folder nor a model" in refused(root, Path("nobody/nothing"))
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+class Pipe:
+    """Stands in for standard input, which holds `content`."""
+
+    def __init__(self, content: bytes) -> None:
+        self.buffer = io.BytesIO(content)
+
+
+def predicted(root: Path, content: bytes, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture) -> bytes:
+    """Return what predict writes for `content`."""
+    monkeypatch.setattr(sys, "stdin", Pipe(content))
+    capfdbinary.readouterr()
+    predict.main(words(root, experiment="teacher", task="qqp", ckpt=4))
+    return capfdbinary.readouterr().out
+
+
+def test_lines_become_labels_in_their_order(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture
+) -> None:
+    """Twelve chunks and a piece, with the probabilities of the library's softmax; the first line has a BOM."""
+    monkeypatch.setattr(stream, "CHUNK", 8)
+    generator = np.random.default_rng(0)
+    pairs = [[" ".join(generator.choice(tiny.WORDS, generator.integers(1, 12))) for _ in "ab"] for _ in range(100)]
+    content = b"\xef\xbb\xbf" + b"\r\n".join("\t".join(pair).encode() for pair in pairs)
+    found = predicted(root, content, monkeypatch, capfdbinary)
+    export_run(root, tmp_path / "out")
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = BertTokenizer.from_pretrained(tmp_path / "out")
+    inputs = tokenizer(*zip(*pairs, strict=True), truncation=True, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        chances, labels = model(**inputs).logits.softmax(1).max(1)
+    lines = [line.split("\t") for line in found.decode().splitlines()]
+    assert [label for label, _ in lines] == [str(label) for label in labels.tolist()]
+    assert [float(chance) for _, chance in lines] == pytest.approx(chances.tolist(), abs=6e-5)
+
+
+def test_a_line_that_cannot_be_read_is_named(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture
+) -> None:
+    assert predicted(root, b"", monkeypatch, capfdbinary) == b""
+    for content, message in (
+        (b"a\tb\nc\t\xff\n", r"standard input:2: is not UTF-8 \(byte 0xff at column 3\)"),
+        (b"a\tb\n\n", "standard input:2: has 1 texts, separated by TAB, but the task reads 2"),
+        (b"a\tb\tc\n", "standard input:1: has 3 texts"),
+        (b"a\tb\0\n", "standard input:1: holds a NUL byte"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predicted(root, content, monkeypatch, capfdbinary)
+    given = {"experiment": "teacher", "task": "qqp", "ckpt": 4, "in": tmp_path / "texts", "out": tmp_path / "found"}
+    (tmp_path / "texts").write_bytes(b"a\tb\nc\n")
+    with pytest.raises(UserError, match="texts:2: has 1 texts"):
+        predict.main(words(root, **given))
+    assert not (tmp_path / "found").exists()
+    with pytest.raises(UserError, match="--in .*nothing: cannot be read"):
+        predict.main(words(root, **given | {"in": tmp_path / "nothing"}))
+
+
+def test_who_has_seen_enough_may_leave(root: Path) -> None:
+    """10,000 lines through a real pipe, of which the reader takes one."""
+    given = words(root, experiment="teacher", task="qqp", ckpt=4, batch_size=1024)
+    command = [sys.executable, "-m", "fine_tune.predict", *given]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(b"".join(b"w%d\tw2\n" % (number % 40) for number in range(10_000)))
+    process.stdin.close()
+    assert re.fullmatch(rb"[01]\t0\.\d{4}\n", process.stdout.readline())
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 128 + 13 and b"Traceback" not in said

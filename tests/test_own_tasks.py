@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fine_tune import add_task, evaluate
+from fine_tune import add_task, predict
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import CLASS_METRICS, SCORE_METRICS, task_spec
 from fine_tune.data.tsv import Example, read_examples
+from fine_tune.training.scoring import METRICS
 from tests import tiny
 
 ROWS = [
@@ -90,7 +91,7 @@ def test_a_share_of_train_becomes_dev_by_the_seed_alone(tmp_path: Path) -> None:
 
 
 def test_metrics_are_known_by_the_names_that_are_checked() -> None:
-    assert {*CLASS_METRICS, *SCORE_METRICS} == set(evaluate.METRICS)
+    assert {*CLASS_METRICS, *SCORE_METRICS} == set(METRICS)
 
 
 GOOD = "title,body,stars\na,b,1\nc,d,2\n"
@@ -205,3 +206,15 @@ def test_every_script_takes_a_task_of_ones_own(root: Path) -> None:
     tiny.run_script("generate_test_prediction", **given, ckpt=8)
     lines = (root / "runs/student_bert_mine/mine-dev.tsv").read_text().splitlines()
     assert len(lines) == 10 and {line.split("\t")[1] for line in lines[1:]} <= {"poor", "fair", "good"}
+    # The same texts line by line: the same labels.
+    texts = [f"{example.text}\t{example.pair}\n" for example in read(root / "data" / "mine", "dev")]
+    (root / "texts").write_text("".join(texts))
+    given = {"experiment": "student", "task": "mine", "ckpt": "best", "in": root / "texts", "out": root / "found"}
+    step = saved["best"]["accuracy"]["step"]
+    predict.main([str(word) for name, value in (given | tiny.paths(root)).items() for word in (f"--{name}", value)])
+    tiny.run_script(
+        "generate_test_prediction", experiment="student", dataset="dev", **tiny.paths(root), **own, ckpt=step
+    )
+    lines = (root / "runs/student_bert_mine/mine-dev.tsv").read_text().splitlines()
+    found = (root / "found").read_text().splitlines()
+    assert [line.split("\t")[0] for line in found] == [line.split("\t")[1] for line in lines[1:]]

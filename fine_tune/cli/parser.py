@@ -1,7 +1,9 @@
 """The parser that reports all problems of a command together, and what a script's end looks like to a user."""
 
 import argparse
+import os
 import re
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -127,8 +129,12 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     try:
         try:
             main()
+            sys.stdout.flush()
         except ModuleNotFoundError as error:
             raise missing_package(error) from error
+        except BrokenPipeError:  # who read the results, as `head` does, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
     except Stop as stop:
         if torchrun.LOCAL_RANK == 0:  # the others on this machine stop for the same reason
             print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)

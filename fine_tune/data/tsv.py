@@ -51,18 +51,24 @@ def read_examples(path: Path, spec: TaskSpec, split: Split) -> list[Example]:
 
 def line_columns(line: bytes, split: Split) -> list[str]:
     """Split one line into its columns; ValueError says what is wrong with it."""
-    line = line.removesuffix(b"\r")
-    if not line:
+    columns = line_text(line).split("\t")
+    if columns == [""]:
         raise ValueError("blank line inside the file; remove it")
-    try:
-        columns = line.decode("utf-8").split("\t")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1})") from error
-    if b"\0" in line:
-        raise ValueError("holds a NUL byte; the file is damaged")
     if len(columns) != split.columns:
         raise ValueError(f"has {len(columns)} columns instead of {split.columns}, separated by TAB")
     return columns
+
+
+def line_text(line: bytes) -> str:
+    """Return one line as text, without its end; ValueError says what is wrong with it."""
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1})") from error
+    if "\0" in text:
+        raise ValueError("holds a NUL byte; the file is damaged")
+    return text
 
 
 def check_header(columns: list[str], spec: TaskSpec, split: Split) -> None:
