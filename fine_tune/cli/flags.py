@@ -21,7 +21,7 @@ class Flag:
     """One flag: how its text is read (ValueError says what is allowed), its meaning, and its default as typed.
 
     `falls_back` says what stands in for an absent value: the flag it names is copied, any other text means None.
-    A flag without `read` is a switch.
+    A flag without `read` is a switch. A positional one takes all words that belong to no flag, at least one.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Flag:
     help: str
     default: Any = REQUIRED
     falls_back: str = ""
+    positional: bool = False
 
     def help_line(self) -> str:
         """Return the meaning followed by the default, or by "(required)"."""

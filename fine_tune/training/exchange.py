@@ -17,6 +17,7 @@ from fine_tune.data.tokens import by_length
 from fine_tune.data.tsv import read_examples
 from fine_tune.models import card, hub
 from fine_tune.models.bert import sizes
+from fine_tune.models.precision import choose_threads
 from fine_tune.models.pretrained import find_pretrained
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import print0
@@ -75,6 +76,7 @@ def import_teacher(flags: Namespace) -> None:
     if flags.max_seq_len > longest:
         raise UserError(f"--max_seq_len {flags.max_seq_len}: {found.source} reads at most {longest} word pieces")
     device = distributed.select_devices(flags)["device_id"]
+    choose_threads(found.config.hidden_size)
     model = hub.load_library(found, spec).to(device)
     tokens, _ = load_split(flags, found.tokenizer)
     sample = tokens.every(-(-len(tokens) // MOST_EXAMPLES))
