@@ -105,7 +105,8 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
         compile_rows(student.encoder)
     sizes = bert.sizes(student.encoder.config)
     choose_threads(sizes["hidden_size"])
-    config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, teacher_sha256=teacher_sha256)
+    facts = {"data_sha256": data_sha256, "teacher_sha256": teacher_sha256} | start.facts
+    config = make_run_config(flags, encoder=sizes, **facts)
     task = Distillation(teacher, student, method, config, devices)
     print_unused(flags, task)
     return task, tokens, tokenizer, config

@@ -54,7 +54,7 @@ def build_task(flags: Namespace, devices: Devices) -> BuiltTask:
     tokens, data_sha256 = load_split(flags, start.tokenizer)
     sizes = bert.sizes(start.config)
     choose_threads(sizes["hidden_size"])
-    config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256)
+    config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, **start.facts)
     return FineTuning(model, config, devices["device_id"]), tokens, start.tokenizer, config
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from fine_tune.core.errors import UserError
@@ -105,6 +106,12 @@ def flip_type(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(values | {"model_type": "roberta"}))
 
 
+def capitalise(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(word.replace("w", "W") for word in tiny.VOCABULARY) + "\n")
+
+
 def drop_layer(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     kept = {name: value for name, value in weights.items() if ".layer.2." not in name}
@@ -118,6 +125,10 @@ BROKEN = {
     "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08"), "cannot be loaded"),
     "a layer missing": (drop_layer, "lacks 16 of BERT's weights, encoder.layer.2."),
     "config no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+    "a cased vocabulary": (
+        capitalise,
+        "is cased, but its tokenizer lower-cases all texts; it needs a tokenizer_config",
+    ),
     "another model": (flip_type, "holds a roberta model; only BERT"),
 }
 
@@ -134,6 +145,30 @@ def test_broken_pretrained_model_is_one_line(tmp_path: Path, name: str) -> None:
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_cased_vocabulary_is_cased_where_its_config_says_so(tmp_path: Path) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    capitalise(folder)
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    tokenizer = pretrained.find_pretrained(str(folder), "x").tokenizer
+    assert tokenizer.tokenize("W1 w1") == ["W1", "[UNK]"]
+
+
+def test_a_hub_model_is_found_by_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the hub's own cache, where two commits lie; config.json says which was taken."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    stored = tmp_path / "cache" / "models--some--bert"
+    (stored / "refs").mkdir(parents=True)
+    for revision, commit, layers in (("main", "a" * 40, 2), ("v2", "b" * 40, 4)):
+        (stored / "refs" / revision).write_text(commit)
+        tiny.make_bert(stored / "snapshots" / commit, layers=layers)
+    for name, commit, layers in (("some/bert", "a" * 40, 2), ("some/bert@v2", "b" * 40, 4)):
+        found = pretrained.find_pretrained(name, "x")
+        assert (found.config.num_hidden_layers, found.facts) == (layers, {"ptrain_commit": commit})
+    tiny.make_qqp(tmp_path / "data")
+    tiny.run_script("run_fine_tune", **tiny.teacher_flags(tmp_path, ptrain_ver="some/bert@v2"))
+    assert json.loads((tmp_path / "runs/teacher_bert_qqp/config.json").read_text())["ptrain_commit"] == "b" * 40
 
 
 def test_unknown_hub_name_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

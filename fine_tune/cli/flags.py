@@ -173,7 +173,7 @@ def data_split() -> FlagGroup:
 def teacher_model() -> FlagGroup:
     """Flags of the pre-trained teacher."""
     return "teacher model", [
-        Flag("ptrain_ver", pretrained, "pre-trained BERT: hub name or local folder"),
+        Flag("ptrain_ver", pretrained, "pre-trained BERT: hub name, name@revision or local folder"),
         Flag("num_class", integer(1), "number of labels; 1 for the regression task stsb"),
         Flag("max_seq_len", integer(8), "longest input in word pieces, [CLS] and [SEP] included", "512"),
     ]

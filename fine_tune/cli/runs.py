@@ -18,7 +18,15 @@ INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller
 RESUMABLE_FLAGS = set(
     "device_id tdevice_id gate_device_id cache_teacher log_step ckpt_step keep_last data_dir experiment_dir".split()
 )
-NOT_FLAGS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json all the same
+NOT_FLAGS = {
+    "kind",
+    "method",
+    "labels",
+    "encoder",
+    "data_sha256",
+    "teacher_sha256",
+    "ptrain_commit",
+}  # in config.json all the same
 
 
 def own_folder(flags: Namespace) -> Path:

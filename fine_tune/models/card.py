@@ -16,7 +16,9 @@ from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.models.bert import empty_classifier
 
 HUB_METRICS = {"f1_score": "f1", "macro_f1": "f1", "matthews": "matthews_correlation"}  # others are called as here
-FACTS = set("kind method labels encoder data_sha256 teacher_sha256 ranks versions run_config choice".split())
+FACTS = set(
+    "kind method labels encoder data_sha256 teacher_sha256 ptrain_commit ranks versions run_config choice".split()
+)
 
 
 class Exported(NamedTuple):

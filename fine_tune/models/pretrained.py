@@ -24,6 +24,11 @@ class Pretrained:
     config: BertConfig
     tokenizer: Any
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """Return what a run's config.json says of where it started: the commit of a hub model, of a folder nothing."""
+        return {"ptrain_commit": self.folder.name} if self.folder.parent.name == "snapshots" else {}
+
     def encoder(self) -> BertModel:
         """Load the weights in fp32; raises UserError when one is missing or has another shape."""
         quiet_transformers()
@@ -45,7 +50,7 @@ def quiet_transformers() -> None:
 
 
 def find_pretrained(ptrain_ver: str, source: str) -> Pretrained:
-    """Find a pre-trained BERT by hub name or local folder, with a tokenizer that fits it.
+    """Find a pre-trained BERT by hub name, also name@revision, or local folder, with a tokenizer that fits it.
 
     Raises UserError, starting with `source`, when there is none or its parts do not fit each other.
     """
@@ -66,12 +71,16 @@ def find_pretrained(ptrain_ver: str, source: str) -> Pretrained:
 
 def download(name: str, source: str) -> Path:
     """Return the local copy of a hub model: the cache's if it is whole, so that a second run needs no network."""
+    repository, _, revision = name.partition("@")
     wanted = ["config.json", "tokenizer_config.json", "special_tokens_map.json", *TOKENIZER_FILES]
     for offline in (True, False):
         for weights in WEIGHT_FILES:
             try:
                 folder = huggingface_hub.snapshot_download(
-                    name, allow_patterns=[*wanted, weights], local_files_only=offline
+                    repository,
+                    revision=revision or None,
+                    allow_patterns=[*wanted, weights],
+                    local_files_only=offline,
                 )
             except Exception as error:  # unknown name, no network, no permission: each of its own kind
                 problem = error
@@ -85,7 +94,7 @@ def download(name: str, source: str) -> Path:
 
 
 def load_tokenizer(folder: Path, vocab_size: int, source: str) -> Any:
-    """Load the tokenizer in `folder`; raises UserError unless it has `vocab_size` word pieces.
+    """Load the tokenizer in `folder`; raises UserError unless it has `vocab_size` word pieces and its case is theirs.
 
     The library makes a tokenizer of five words from a folder without a vocabulary, and every text becomes [UNK].
     """
@@ -97,4 +106,21 @@ def load_tokenizer(folder: Path, vocab_size: int, source: str) -> Any:
         raise UserError(f"{source}: the tokenizer in {folder} cannot be loaded ({error})") from error
     if found != vocab_size:
         raise UserError(f"{source}: the vocabulary in {folder} has {found} entries, but the model needs {vocab_size}")
+    if lowers_cased_words(tokenizer):
+        cure = 'a tokenizer_config.json with {"do_lower_case": false} beside it, as the model came with'
+        raise UserError(
+            f"{source}: the vocabulary in {folder} is cased, but its tokenizer lower-cases all texts; it needs {cure}"
+        )
     return tokenizer
+
+
+def lowers_cased_words(tokenizer: Any) -> bool:
+    """Tell whether a tokenizer lower-cases texts that are to be cut into a cased vocabulary's word pieces.
+
+    The library assumes so of a folder with vocab.txt alone. An uncased vocabulary may hold a few odd capitals.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer is None or normalizer.normalize_str("Hello") != "hello":
+        return False
+    words = [word for word in tokenizer.get_vocab() if not word.startswith("[")]
+    return sum(word != word.lower() for word in words) > len(words) / 100
