@@ -100,7 +100,7 @@ SCRIPTS = {
     "run_lad_distil.py": DISTILLING | GATES,
     "run_lad_no_distil.py": DISTILLING | GATES,
     "run_probing_lad.py": DISTILLING | GATES | {"probing_exp": REQUIRED, "gate_indices": None, "student_indices": None},
-    "run_fine_tune_eval.py": EVALUATING | {"ckpt": 0},
+    "run_fine_tune_eval.py": EVALUATING | {"ckpt": 0, "again": False},
     "generate_test_prediction.py": EVALUATING | {"ckpt": REQUIRED},
 }
 
@@ -196,12 +196,12 @@ def alp(argv: list[str]) -> Namespace:
 
 
 def evaluate(argv: list[str]) -> Namespace:
-    ckpt = flags.Flag("ckpt", flags.integer(0), "", "0")
-    return parser.parse("", flags.evaluation(ckpt), checks.EVALUATION, "", argv)
+    own = flags.Flag("ckpt", flags.integer(0), "", "0"), flags.Flag("again", None, "")
+    return parser.parse("", flags.evaluation(*own), checks.EVALUATION, "", argv)
 
 
 def predict(argv: list[str]) -> Namespace:
-    ckpt = flags.Flag("ckpt", flags.integer(0), "")
+    ckpt = flags.Flag("ckpt", flags.step_or_best, "")
     return parser.parse("", flags.evaluation(ckpt), checks.PREDICTION, "", argv)
 
 
@@ -334,7 +334,8 @@ def test_defaults_are_those_of_the_contract(desk: Desk) -> None:
     del found.run_config
     assert vars(found) == expected(SCRIPTS["run_fine_tune_eval.py"], evaluation)
     found = predict(desk.evaluating(ckpt="1"))
-    del found.run_config
+    assert found.choice == ""  # nothing was left to choose
+    del found.run_config, found.choice
     assert vars(found) == expected(SCRIPTS["generate_test_prediction.py"], evaluation | {"ckpt": 1})
 
 
@@ -956,6 +957,34 @@ def test_a_checkpoint_to_predict_with_that_is_not_there(desk: Desk) -> None:
     folder = desk.run(step=3)
     message = complaint(predict, desk.evaluating(ckpt="1"))
     assert message.startswith(f"--ckpt 1: {folder / 'model-1.pt'} does not exist")
+
+
+def test_the_best_checkpoint(desk: Desk) -> None:
+    folder = desk.run(step=2)
+    path = folder / "eval-dev.json"
+    asked = desk.evaluating(dataset="test", ckpt="best")
+    command = f"python run_fine_tune_eval.py --experiment boss --task qqp --dataset dev --data_dir {desk.data}"
+    expected = f"--ckpt best: {path} does not exist; it comes from {command} --experiment_dir {desk.runs}"
+    assert complaint(predict, asked) == expected
+
+    rows = [{"step": 2, "accuracy": 0.75}, {"step": 4, "accuracy": None}, {"step": 6, "accuracy": 0.75}]
+    path.write_text(json.dumps({"checkpoints": rows}))
+    found = predict(asked)
+    assert found.ckpt == 2
+    assert found.choice == "--ckpt best: step 2, accuracy 0.7500 on dev, best of 3 evaluated checkpoints"
+
+    path.write_text(json.dumps({"checkpoints": [rows[0] | {"sha256": "0"}]}))
+    message = f"--ckpt best: {folder / 'model-2.pt'} is another file than the one scored in {path}; score it by "
+    assert complaint(predict, asked).startswith(message)
+    path.write_text(json.dumps({"checkpoints": rows[1:2]}))
+    assert complaint(predict, asked) == f"--ckpt best: {path} knows no checkpoint's accuracy; give a step"
+    path.write_text(json.dumps({"checkpoints": rows[2:]}))
+    assert "step 6 has the best accuracy in " in complaint(predict, asked)
+    for content in ("[]", '{"checkpoints": {"2": 0.5}}', '{"checkpoints": [{"accuracy": 0.5}]}', "{"):
+        path.write_text(content)
+        assert complaint(predict, asked).startswith(str(path))
+    message = "--ckpt 'worst': must be a whole number >= 0, or best"
+    assert complaint(predict, desk.evaluating(dataset="test", ckpt="worst")) == message
 
 
 # --- several problems, and what the shell sees ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+from fine_tune.cli.evaluations import BEST, best_checkpoint
 from fine_tune.cli.flags import PAD_SAMPLES
 from fine_tune.cli.runs import INHERITED, data_file, own_folder, read_run, read_teacher, teacher_folder
 from fine_tune.core.errors import UserError
@@ -131,7 +132,18 @@ def existing_run(flags: Namespace) -> Iterator[str]:
 
 @needs("experiment", "model", "task", "experiment_dir", "ckpt")
 def existing_checkpoint(flags: Namespace) -> Iterator[str]:
-    """Prediction needs its checkpoint; a run that is missing altogether is reported by `existing_run`."""
+    """Prediction needs its checkpoint; a run that is missing altogether is reported by `existing_run`.
+
+    The word best becomes the step that it means, and `flags.choice` says why; else that is empty.
+    """
+    flags.choice = ""
+    if flags.ckpt == BEST:
+        try:
+            flags.ckpt, flags.choice = best_checkpoint(flags)
+        except UserError as error:
+            if hasattr(flags, "run_config"):
+                yield str(error)
+        return
     path = own_folder(flags) / f"model-{flags.ckpt}.pt"
     if (path.parent / "config.json").is_file() and not path.is_file():
         yield f"--ckpt {flags.ckpt}: {path} does not exist"

@@ -71,6 +71,17 @@ def number(low: float, high: float = math.inf, above: bool = False) -> Callable[
     return read
 
 
+def step_or_best(text: str) -> int | str:
+    """Read the step of a checkpoint, or the word best."""
+    try:
+        return text if text == "best" else integer(0)(text)
+    except ValueError:
+        raise ValueError("must be a whole number >= 0, or best") from None
+
+
+step_or_best.metavar = "{best,step}"
+
+
 def choice(*allowed: str) -> Callable[[str], str]:
     """Return a reader of one of the words `allowed`."""
 
@@ -268,7 +279,7 @@ def distillation() -> list[FlagGroup]:
     return [experiment(), training(), teacher_use(), student(), objective(), speed(distilling=True), paths(), runs()]
 
 
-def evaluation(ckpt: Flag) -> list[FlagGroup]:
-    """Return all groups of evaluation and prediction; they differ in what --ckpt means."""
+def evaluation(*own: Flag) -> list[FlagGroup]:
+    """Return all groups of evaluation and prediction; they differ in what --ckpt means, the first of their `own`."""
     batch_size = Flag("batch_size", integer(1), "examples at a time; changes no result", "32")
-    return [experiment(falls_back="the run's own"), data_split(), ("evaluation", [batch_size, ckpt]), paths()]
+    return [experiment(falls_back="the run's own"), data_split(), ("evaluation", [batch_size, *own]), paths()]

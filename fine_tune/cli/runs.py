@@ -12,6 +12,7 @@ from fine_tune.data.tasks import TASKS, Split
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size")
+STATE = "state.pt"  # what a resume needs; a finished run has none
 INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller takes these from its teacher
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
@@ -34,6 +35,12 @@ def teacher_folder(flags: Namespace) -> Path:
 def log_folder(folder: Path) -> Path:
     """Return the tensorboard folder of the run in `folder`."""
     return folder.parent / "log" / folder.name
+
+
+def is_finished(folder: Path, config: Namespace) -> bool:
+    """Tell whether the run in `folder` has come to its last step; the authors' configs need not name that."""
+    last = getattr(config, "total_step", None)
+    return not (folder / STATE).is_file() and (last is None or (folder / f"model-{last}.pt").is_file())
 
 
 def data_file(flags: Namespace, split: Split) -> Path:

@@ -9,13 +9,12 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from fine_tune.cli.runs import STATE
 from fine_tune.core import torchrun
 from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import atomic_write
 from fine_tune.training.log import print0
 from fine_tune.training.task import Task
-
-STATE = "state.pt"
 
 
 def save(path: Path, value: Any) -> None:

@@ -55,7 +55,7 @@ def already_finished(flags: Namespace, saved: SavedConfig) -> bool:
         return False
     runs.require_same_settings(saved.values, flags)
     folder = runs.own_folder(flags)
-    finished = (folder / f"model-{flags.total_step}.pt").is_file() and not (folder / checkpoint.STATE).is_file()
+    finished = runs.is_finished(folder, flags)
     if finished:
         print0(f"{folder} is finished ({flags.total_step} steps); nothing to do")
     return finished
@@ -224,5 +224,5 @@ def finish(folder: Path, config: Namespace) -> None:
     """Drop what only a resume needs."""
     if config.keep_last:
         checkpoint.prune(folder, config.keep_last)  # once more: the last time may have been cut short
-    (folder / checkpoint.STATE).unlink(missing_ok=True)
+    (folder / runs.STATE).unlink(missing_ok=True)
     print0(f"done: {folder / f'model-{config.total_step}.pt'}")
