@@ -31,6 +31,7 @@ from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import atomic_write, sha256, waiting_lock, write_json
 from fine_tune.data.layout import packed
+from fine_tune.data.logits import read_logits, write_logits
 from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.data.tokens import Tokens, by_length
 from fine_tune.methods.losses import hard_loss
@@ -168,9 +169,8 @@ def known_row(flags: Namespace, path: Path, step: int, labels: np.ndarray) -> tu
     old = read_evaluation(saved) if saved.is_file() and not flags.again else Evaluation([], {})
     same_data = old.facts.get("data_sha256") == flags.data_sha256
     row = next((row for row in old.rows if row["step"] == step and row.get("sha256") == digest and same_data), None)
-    shape = (len(labels), flags.run_config.num_class)
-    has_logits = row is not None and read_logits(logits_path(path.parent, flags.dataset, step), shape) is not None
-    return digest, row if has_logits else None
+    kept = logits_path(path.parent, flags.dataset, step)
+    return digest, row if read_logits(kept, flags.run_config.num_class, len(labels)) is not None else None
 
 
 def circumstances(model: BertClassifier, digest: str, seconds: float) -> Row:
@@ -178,15 +178,6 @@ def circumstances(model: BertClassifier, digest: str, seconds: float) -> Row:
     device = model.linear_layer.weight.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"sha256": digest, "seconds": round(seconds, 3), "device": name, "threads": torch.get_num_threads()}
-
-
-def read_logits(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """Return the logits (n, C) in a file, None when it is missing, damaged or has another shape."""
-    try:
-        logits = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return logits if logits.shape == shape else None
 
 
 def load_if_there(model: BertClassifier, path: Path) -> bool:
@@ -239,8 +230,7 @@ def keep_rows(
             what = f"step {rows[0]['step']}" if rows else "its evaluation"
             raise UserError(f"{folder}: is another run by now, so {what} is not recorded; give the command again")
         for step, values in (logits or {}).items():  # first: the row vouches for them
-            with atomic_write(logits_path(folder, flags.dataset, step)) as file:
-                np.save(file, values)
+            write_logits(logits_path(folder, flags.dataset, step), values)
         save_scores(evaluation_path(folder, flags.dataset), rows, facts)
 
 

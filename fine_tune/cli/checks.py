@@ -228,9 +228,29 @@ def teacher_cache(flags: Namespace, reads_cls_only: Callable[[Namespace], bool])
         )
 
 
+@needs("task", "dataset", "metric")
+def reported_score(flags: Namespace) -> Iterator[str]:
+    """A report compares one of the task's scores on a split with labels; by default its first, on dev."""
+    spec = TASKS[flags.task]
+    flags.dataset = flags.dataset or spec.dev()
+    flags.metric = flags.metric or spec.metrics[0]
+    if flags.dataset not in spec.labelled():
+        yield f"--dataset {flags.dataset}: --task {flags.task} has {', '.join(spec.labelled())} (with labels)"
+    if flags.metric not in spec.metrics:
+        yield f"--metric {flags.metric}: --task {flags.task} has {', '.join(spec.metrics)}"
+
+
+@needs("plot")
+def picture_format(flags: Namespace) -> Iterator[str]:
+    """The picture's format is its file's."""
+    if flags.plot and Path(flags.plot).suffix not in (".png", ".pdf", ".svg"):
+        yield f"--plot {flags.plot}: must end in .png, .pdf or .svg"
+
+
 TRAINING: tuple[Check, ...] = (accumulation, warm_up)
 FINE_TUNING: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_folder)
 EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)
+REPORT: tuple[Check, ...] = (reported_score, picture_format)
 PREDICTION: tuple[Check, ...] = (any_split, existing_run, existing_checkpoint)
 
 

@@ -88,7 +88,7 @@ def best_checkpoint(flags: Namespace) -> Choice:
     Raises UserError, with the cure, when the run was not evaluated there, or when the best checkpoint is no longer the
     one that was.
     """
-    dataset = next(name for name in TASKS[flags.task].labelled() if name != "train")
+    dataset = TASKS[flags.task].dev()
     folder = own_folder(flags)
     path = evaluation_path(folder, dataset)
     metric = TASKS[flags.task].metrics[0]

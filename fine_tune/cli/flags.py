@@ -21,7 +21,7 @@ class Flag:
     """One flag: how its text is read (ValueError says what is allowed), its meaning, and its default as typed.
 
     `falls_back` says what stands in for an absent value: the flag it names is copied, any other text means None.
-    A flag without `read` is a switch.
+    A flag without `read` is a switch. A positional one takes all words that belong to no flag, at least one.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Flag:
     help: str
     default: Any = REQUIRED
     falls_back: str = ""
+    positional: bool = False
 
     def help_line(self) -> str:
         """Return the meaning followed by the default, or by "(required)"."""
@@ -105,6 +106,31 @@ def layer_numbers(text: str) -> list[int]:
     return layers
 
 
+def name_pattern(text: str) -> str:
+    """Read a plain name in which * and ? may stand for other letters."""
+    if not re.fullmatch(r"[A-Za-z0-9._*?-]{1,100}", text):
+        raise ValueError("must be the name of a run, in which * and ? may stand for other letters")
+    return text
+
+
+def checkpoint_choice(text: str) -> int | str:
+    """Read which checkpoint of every run counts: best, last or a step."""
+    try:
+        return text if text in ("best", "last") else integer(0)(text)
+    except ValueError:
+        raise ValueError("must be best, last or a step") from None
+
+
+checkpoint_choice.metavar = "{best,last,step}"
+
+
+def label(text: str) -> str:
+    """Read a name that may hold blanks."""
+    if not text or not text.isprintable():
+        raise ValueError("must be printable characters")
+    return text
+
+
 def plain_name(text: str) -> str:
     """Read a plain name, safe as a part of a path."""
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", text) or set(text) == {"."}:
@@ -138,12 +164,22 @@ def pretrained(text: str) -> str:
 # --- the groups -------------------------------------------------------------------------------------------------------
 
 
+def task() -> Flag:
+    """Return the flag that names the task; everything that reads a run."""
+    return Flag("task", choice(*TASKS), "GLUE task")
+
+
+def model() -> Flag:
+    """Return the flag of the middle part of a run's folder; everything that reads a run."""
+    return Flag("model", plain_name, "model name, a part of the run's folder", "bert")
+
+
 def experiment(device: Any = REQUIRED, falls_back: str = "") -> FlagGroup:
     """Flags that name a run and its device; all eight scripts."""
     return "experiment", [
         Flag("experiment", plain_name, "name of the run"),
-        Flag("task", choice(*TASKS), "GLUE task"),
-        Flag("model", plain_name, "model name, a part of the run's folder", "bert"),
+        task(),
+        model(),
         Flag("device_id", integer(-1), "where the model runs: -1 = CPU, n = cuda:n", device, falls_back),
     ]
 
@@ -283,3 +319,34 @@ def evaluation(*own: Flag) -> list[FlagGroup]:
     """Return all groups of evaluation and prediction; they differ in what --ckpt means, the first of their `own`."""
     batch_size = Flag("batch_size", integer(1), "examples at a time; changes no result", "32")
     return [experiment(falls_back="the run's own"), data_split(), ("evaluation", [batch_size, *own]), paths()]
+
+
+def reporting() -> list[FlagGroup]:
+    """Return all groups of the report."""
+    which = "runs to compare: names, in which * and ? may stand for other letters"
+    formats = choice("text", "markdown", "latex", "csv", "json")
+    return [
+        ("runs", [Flag("experiment", name_pattern, which, positional=True), task(), model()]),
+        (
+            "comparison",
+            [
+                Flag("dataset", plain_name, "split whose scores are compared", falls_back="the task's dev"),
+                Flag("metric", plain_name, "score to compare", falls_back="the task's first"),
+                Flag("select", checkpoint_choice, "checkpoint of each run that counts", "best"),
+                Flag(
+                    "baseline", label, "group, by its name in the report, to compare the others with", falls_back="none"
+                ),
+                Flag("anyway", None, "compare runs of other teachers or other data, which is refused otherwise"),
+            ],
+        ),
+        (
+            "output",
+            [
+                Flag("format", formats, "what is printed; csv has a line for each run", "text"),
+                Flag("plot", path, "also draw a picture into this file: .png, .pdf or .svg", falls_back="none"),
+                Flag("measure", None, "also time teacher and students on --device_id, batch 1 and 32"),
+                Flag("device_id", integer(-1), "where --measure runs: -1 = CPU, n = cuda:n", "-1"),
+            ],
+        ),
+        paths(),
+    ]

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fine_tune.cli.checks import Check, require
 from fine_tune.cli.flags import REQUIRED, Flag, FlagGroup
@@ -46,9 +46,11 @@ def attach_values(argv: Sequence[str], groups: Sequence[FlagGroup]) -> list[str]
 
 def build_parser(description: str, groups: Sequence[FlagGroup], example: str) -> argparse.ArgumentParser:
     """Return the parser that prints the help; values stay text until `read_flags`."""
-    required = [f"--{f.name} {f.name.upper()}" for _, flags in groups for f in flags if is_required(f)]
+    every = [flag for _, flags in groups for flag in flags]
+    required = [f"{flag.name.upper()} [...]" for flag in every if flag.positional]
+    required += [f"--{flag.name} {flag.name.upper()}" for flag in every if is_required(flag)]
     parser = Parser(
-        usage="%(prog)s " + " ".join(required) + " [more flags]",
+        usage=f"{program()} " + " ".join(required) + " [more flags]",
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=Formatter,
@@ -58,6 +60,9 @@ def build_parser(description: str, groups: Sequence[FlagGroup], example: str) ->
         group = parser.add_argument_group(title)
         for flag in flags:
             line = flag.help_line().replace("%", "%%")
+            if flag.positional:
+                group.add_argument(flag.name, nargs="*", metavar=flag.name.upper(), help=line)
+                continue
             metavar = getattr(flag.read, "metavar", flag.name.upper()) if flag.read else ""
             group.add_argument(f"--{flag.name}", nargs="?", const=NO_VALUE, metavar=metavar, help=line)
     return parser
@@ -65,7 +70,13 @@ def build_parser(description: str, groups: Sequence[FlagGroup], example: str) ->
 
 def is_required(flag: Flag) -> bool:
     """Tell whether a command must give `flag`."""
-    return flag.read is not None and flag.default is REQUIRED and not flag.falls_back
+    return flag.read is not None and flag.default is REQUIRED and not flag.falls_back and not flag.positional
+
+
+def program() -> str:
+    """Return how a user calls the program that runs: a verb of the package by python -m."""
+    called = Path(sys.argv[0])
+    return f"python -m fine_tune.{called.stem}" if called.parent.name == "fine_tune" else called.name.replace("%", "%%")
 
 
 def read_flags(raw: Namespace, groups: Sequence[FlagGroup], problems: list[str]) -> Namespace:
@@ -73,7 +84,9 @@ def read_flags(raw: Namespace, groups: Sequence[FlagGroup], problems: list[str])
     values = Namespace()
     for flag in (flag for _, flags in groups for flag in flags):
         text = getattr(raw, flag.name)
-        if flag.read is None:
+        if flag.positional:
+            setattr(values, flag.name, read_words(flag, text, problems))
+        elif flag.read is None:
             setattr(values, flag.name, text is NO_VALUE)
             if text not in (None, NO_VALUE):
                 problems.append(f"--{flag.name} {text!r}: takes no value")
@@ -91,6 +104,19 @@ def read_flags(raw: Namespace, groups: Sequence[FlagGroup], problems: list[str])
                 setattr(values, flag.name, flag.read(flag.default if text is None else text))
             except ValueError as error:
                 problems.append(f"--{flag.name} {text!r}: {error}")
+    return values
+
+
+def read_words(flag: Flag, words: list[str], problems: list[str]) -> list[Any]:
+    """Return the values of a positional flag's words; what is wrong is added to `problems` and left out."""
+    if not words:
+        problems.append(f"{flag.name.upper()}: at least one is required")
+    values = []
+    for word in words:
+        try:
+            values.append(flag.read(word))
+        except ValueError as error:
+            problems.append(f"{flag.name.upper()} {word!r}: {error}")
     return values
 
 
@@ -113,6 +139,10 @@ def parse(
     strange = [
         word for before, word in pairwise(["", *unknown]) if word[:1] == "-" or before[:2] != "--" or "=" in before
     ]
+    for flag in (flag for _, own in groups for flag in own if flag.positional):
+        # What stands behind the first flags, argparse leaves over.
+        getattr(raw, flag.name).extend(word for word in strange if word[:1] != "-")
+        strange = [word for word in strange if word[:1] == "-"]
     problems = [f"{word!r}: is no flag of this script (see -h)" for word in strange]
     flags = Namespace(**vars(read_flags(raw, groups, problems)), **facts)
     for check in checks:

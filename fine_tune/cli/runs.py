@@ -49,6 +49,12 @@ def data_file(flags: Namespace, split: Split) -> Path:
     return next((path for path in paths if os.path.isfile(path)), paths[0])
 
 
+def shared_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run's config.json that its repeats with other seeds have in common."""
+    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks"}
+    return {name: value for name, value in config.items() if name not in own}
+
+
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 

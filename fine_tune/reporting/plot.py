@@ -1,0 +1,33 @@
+"""The figure of a report: every seed a dot, means with their intervals, teacher and majority class as lines."""
+
+from pathlib import Path
+
+from fine_tune.core.errors import UserError
+from fine_tune.core.files import atomic_write
+from fine_tune.reporting.analysis import Report
+
+
+def plot(report: Report, path: str) -> None:
+    """Draw the report into a file; raises UserError when matplotlib, which nothing else needs, is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise UserError(f"--plot {path}: needs matplotlib: pip install matplotlib") from error
+    names = [group.name for group in report.groups]
+    figure = Figure(figsize=(5.5, 1.6 + 0.35 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    for height, group in enumerate(report.groups):
+        scores = [line.score for line in group.seeds]
+        axes.plot(scores, [height] * len(scores), "o", color="C0", alpha=0.5, markeredgewidth=0)
+        half = (group.mean.interval[1] - group.mean.mean) if group.mean.interval else 0
+        axes.errorbar(group.mean.mean, height, xerr=half or None, fmt="|", color="black", capsize=4, markersize=14)
+    for teacher in report.teachers:
+        axes.axvline(teacher.score, color="C2", label=f"teacher {teacher.name}")
+    if report.majority is not None:
+        axes.axvline(report.majority, color="gray", linestyle="--", label="majority class")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(f"{report.task} {report.dataset}, {report.metric} in percent; bars: 95 % of the mean")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    with atomic_write(Path(path)) as file:
+        figure.savefig(file, format=Path(path).suffix[1:], dpi=200)
