@@ -12,7 +12,7 @@ from scipy import optimize, stats
 
 LEVEL = 0.95
 POWER = 0.8  # of the tests for which sample sizes and smallest differences are given
-QUANTILES = 2000
+QUANTILES = 500
 MOST_SEEDS = 1000  # where the search for a sample size ends
 
 Interval = tuple[float, float]

@@ -213,19 +213,17 @@ def agreement(run: Run, teacher: Run | None) -> float | None:
 
 def measure(report: Report, collection: Collection, device: torch.device) -> None:
     """Time teachers and groups in turns, each size of an encoder once, and put the milliseconds into `report`."""
-    sized: dict[str, dict[str, Any]] = {}
     lines: list[tuple[Model, Run]] = list(zip(report.teachers, collection.teachers.values(), strict=True))
     lines += [(group, collection.groups[group.name][0]) for group in report.groups]
-    known = [(line, str(run.config.encoder)) for line, run in lines if hasattr(run.config, "encoder")]
-    for _, run in lines:
-        if hasattr(run.config, "encoder"):
-            sized[str(run.config.encoder)] = run.config.encoder
+    known = [(line, str(run.config.encoder), run) for line, run in lines if hasattr(run.config, "encoder")]
+    sized = {key: run.config.encoder for _, key, run in known}
     config = lines[0][1].config
     times = milliseconds(sized, config.num_class, config.max_seq_len, BATCH_SIZES, device)
-    for line, key in known:
+    for line, key, _ in known:
         line.milliseconds = times[key]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    report.measured_on = f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    report.measured_on = f"{where}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

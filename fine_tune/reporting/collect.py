@@ -46,6 +46,8 @@ class Run:
     @property
     def teacher(self) -> str:
         """What tells its teacher's weights from others; "" for a run that had none."""
+        if self.config.kind == "teacher":
+            return ""
         named = f"{getattr(self.config, 'teacher_exp', '')} {getattr(self.config, 'tckpt', '')}".strip()
         return getattr(self.config, "teacher_sha256", named)
 
@@ -82,11 +84,10 @@ def collect(flags: Namespace) -> Collection:
     if not chosen:
         raise UserError(f"no run is left to report: {'; '.join(missing)}")
     collection = Collection(grouped(chosen), warnings=warnings, missing=missing)
-    for run in chosen:
-        if run.config.kind == "student" and run.teacher not in collection.teachers:
-            teacher = read_teacher_score(flags, run, missing)
-            if teacher:
-                collection.teachers[run.teacher] = teacher
+    for run in {run.teacher: run for run in reversed(chosen) if run.teacher}.values():  # the first of each teacher
+        teacher = read_teacher_score(flags, run, missing)
+        if teacher:
+            collection.teachers[run.teacher] = teacher
     unfair = other_data(chosen)
     if unfair and not flags.anyway:
         raise UserError(f"{'; '.join(unfair)}: no fair comparison; --anyway makes it")
@@ -301,7 +302,7 @@ def absent_seeds(groups: dict[str, list[Run]]) -> list[str]:
     for name, runs in groups.items():
         absent = sorted(every - {run.seed for run in runs})
         if absent and len(groups) > 1:
-            found.append(f"{name} has no run of seed {', '.join(map(str, absent))}")
+            found.append(f"{name} has no run of seed{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}")
     return found
 
 

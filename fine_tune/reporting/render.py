@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +23,11 @@ SEEDS_A_LINE = 10
 def count(number: int) -> str:
     """Return a number of parameters as millions or thousands."""
     return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
+
+
+def gigas(number: float) -> str:
+    """Return billions of operations; a tiny model has less than a hundredth."""
+    return f"{number:.1f}" if number >= 10 else f"{number:.2f}" if number >= 0.01 else "< 0.01"
 
 
 def dots(interval: Interval | None, sign: str = "") -> str:
@@ -42,7 +49,7 @@ def mean_cell(group: Group) -> str:
 
 def cost_cells(model: Model) -> list[str]:
     """Return parameters and GFLOPs."""
-    return [count(model.cost.params), f"{model.cost.gflops:#.3g}".rstrip(".")] if model.cost else ["-", "-"]
+    return [count(model.cost.params), gigas(model.cost.gflops)] if model.cost else ["-", "-"]
 
 
 def main_table(report: Report) -> Table:
@@ -96,14 +103,14 @@ def seed_tables(report: Report) -> list[Table]:
 
 def comparison_table(report: Report) -> Table:
     """Return the comparisons with the baseline."""
-    table = [["", "difference", "95 % interval", "seeds and examples", "test", "p (Holm)", "seeds", "verdict"]]
+    table = [["", "difference", "95 % interval", "seeds and examples", "test", "p (Holm)", "seeds"]]
     for found in report.comparisons:
         a = found.difference
         n = str(a.n[0]) if a.n[0] == a.n[1] else f"{a.n[0]} and {a.n[1]}"
         signs = f"{a.same_sign} of {a.n[0]}" if a.same_sign is not None else n
         table.append(
             [found.group, f"{a.difference:+.2f}", dots(a.interval, "+"), dots(found.together, "+"), a.test or "-"]
-            + ["-" if math.isnan(found.p_holm) else p_value(found.p_holm), signs, found.verdict.split(";")[0]]
+            + ["-" if math.isnan(found.p_holm) else p_value(found.p_holm), signs]
         )
     return table
 
@@ -121,8 +128,8 @@ def times_table(report: Report) -> Table:
     for name, model in lines:
         taken = model.milliseconds
         if taken:
-            faster = ", ".join(f"{first[size] / taken[size]:.1f}" for size in BATCH_SIZES) if first else ""
-            table.append([name, *(f"{taken[size]:.1f}" for size in BATCH_SIZES), *([faster] if first else [])])
+            faster = [", ".join(f"{first[size] / taken[size]:.1f}" for size in BATCH_SIZES)] if first else []
+            table.append([name, *(f"{taken[size]:.1f}" for size in BATCH_SIZES), *faster])
     return table
 
 
@@ -144,21 +151,22 @@ def title(report: Report) -> str:
 def legend(report: Report) -> list[str]:
     """Return what the columns of the main table mean."""
     lines = [f"teacher: {teacher.name}, step {teacher.step}" for teacher in report.teachers]
-    lines.append("±: standard deviation over n seeds (n - 1); interval of the mean: Student's t, from 3 seeds on")
+    lines.append("±: standard deviation over n seeds (n - 1); interval: of the mean, Student's t, from 3 seeds on")
     if any(group.agreement is not None for group in report.groups):
         lines.append("agrees: predictions equal to the teacher's, mean over seeds (regression: Pearson's correlation)")
     for group in report.groups:
         if group.to_teacher_interval:
             shown = f"{group.to_teacher:+.2f} [{dots(group.to_teacher_interval, '+')}]"
             lines.append(f"{group.name} to teacher, seeds and examples drawn together: {shown}")
-    costs = [("teacher", teacher) for teacher in report.teachers] + [(group.name, group) for group in report.groups]
-    known = [(name, model.cost) for name, model in costs if model.cost]
+    known = [model for model in (*report.teachers, *report.groups) if model.cost]
     if known:
-        bare = ", ".join(f"{name} {count(found.params_without_embeddings)}" for name, found in known)
-        attention = ", ".join(f"{name} {found.attention_gflops:.3g}" for name, found in known)
-        lines.append(f"params without embeddings: {bare}")
-        pieces = f"one text of {report.max_seq_len} word pieces"
-        lines.append(f"GFLOPs: linear layers, {pieces}; attention's products add: {attention}")
+        bare = {f"{model.layers} layers {count(model.cost.params_without_embeddings)}": None for model in known}
+        attention = {f"{model.layers} layers {gigas(model.cost.attention_gflops)}": None for model in known}
+        lines.append(f"params without embeddings: {', '.join(bare)}")
+        lines.append(
+            f"GFLOPs: linear layers, one text of {report.max_seq_len} word pieces; "
+            f"attention's products add: {', '.join(attention)}"
+        )
     return lines
 
 
@@ -186,7 +194,7 @@ def against(report: Report) -> str:
     """Return how the comparisons were made."""
     return (
         f"against {report.baseline}: 95 % t intervals; Holm over {len(report.comparisons)} "
-        f"comparison{'s' * (len(report.comparisons) > 1)}; shown with a power of 80 %"
+        f"comparison{'s' * (len(report.comparisons) > 1)}; smallest differences at a power of 80 %"
     )
 
 
@@ -232,9 +240,15 @@ def is_number(cell: str) -> bool:
     return cell[:1].isdigit() or cell[:1] in "-+<"
 
 
+def wrapped(lines: list[str]) -> str:
+    """Return sentences in lines of at most 100 characters, but for those with a command, which is to be copied."""
+    long = {"width": 100, "subsequent_indent": "  ", "break_on_hyphens": False, "break_long_words": False}
+    return "\n".join(line if "python " in line else textwrap.fill(line, **long) for line in lines)
+
+
 def text(report: Report) -> str:
     """Return the report for a terminal."""
-    return "\n\n".join([title(report), *sections(report, aligned, "\n".join)])
+    return "\n\n".join([wrapped([title(report)]), *sections(report, aligned, wrapped)])
 
 
 def markdown(report: Report) -> str:
@@ -258,18 +272,14 @@ def latex(report: Report) -> str:
     """Return the main table with its caption for a paper (package booktabs); the rest stands beside it as comments."""
 
     def escaped(line: str) -> str:
-        for letter in "\\&%$#_{}":
-            line = line.replace(letter, "\\textbackslash " if letter == "\\" else f"\\{letter}")
-        return (
-            line.replace("±", "$\\pm$").replace("..", "--").replace(" -", " $-$")
-            if line[:1] != "-"
-            else f"$-${line[1:]}"
-        )
+        line = re.sub(r"[&%$#_{}]", r"\\\g<0>", line.replace("\\", "/"))
+        return re.sub(r"(?<![\w-])[+-](?=\d)", r"$\g<0>$", line).replace("±", "$\\pm$").replace(" .. ", "--")
 
     head, *rows = [[escaped(cell) for cell in row] for row in main_table(report)]
     lines = [
         "\\begin{table}",
         f"\\caption{{{escaped(title(report))}. {escaped(legend(report)[len(report.teachers)])}.}}",
+        "\\centering",
         f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         "\\toprule",
         *(" & ".join(row) + " \\\\" for row in [head]),
