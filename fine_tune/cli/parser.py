@@ -1,7 +1,9 @@
 """The parser that reports all problems of a command together, and what a script's end looks like to a user."""
 
 import argparse
+import os
 import re
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -157,6 +159,10 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     try:
         try:
             main()
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads, as head does, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         except ModuleNotFoundError as error:
             raise missing_package(error) from error
     except Stop as stop:

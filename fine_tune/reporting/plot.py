@@ -22,9 +22,14 @@ def plot(report: Report, path: str) -> None:
         half = (group.mean.interval[1] - group.mean.mean) if group.mean.interval else 0
         axes.errorbar(group.mean.mean, height, xerr=half or None, fmt="|", color="black", capsize=4, markersize=14)
     for teacher in report.teachers:
-        axes.axvline(teacher.score, color="C2", label=f"teacher {teacher.name}")
+        axes.axvline(teacher.score, color="C2", label=f"teacher {teacher.score:.2f}")
     if report.majority is not None:
-        axes.axvline(report.majority, color="gray", linestyle="--", label="majority class")
+        low, high = axes.get_xlim()  # not stretched for a line far off: it would press all others together
+        label = f"majority class {report.majority:.2f}"
+        if low - (high - low) < report.majority < high + (high - low):
+            axes.axvline(report.majority, color="gray", linestyle="--", label=label)
+        else:
+            axes.plot([], [], color="gray", linestyle="--", label=f"{label} (outside)")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(f"{report.task} {report.dataset}, {report.metric} in percent; bars: 95 % of the mean")

@@ -59,7 +59,7 @@ def main_table(report: Report) -> Table:
         "layers",
         "n",
         "mean ± sd",
-        "95 % of the mean",
+        "95 % interval",
         "to teacher",
         "kept",
         "agrees",
@@ -68,7 +68,7 @@ def main_table(report: Report) -> Table:
     ]
     table = [head]
     if report.majority is not None:
-        table.append(["majority class", "", "", f"{report.majority:.2f}"] + [""] * 6)
+        table.append(["majority", "", "", f"{report.majority:.2f}"] + [""] * 6)
     for teacher in report.teachers:
         layers = optional(teacher.layers, "{}")
         table.append(["teacher", layers, "1", f"{teacher.score:.2f}", "", "", "", "", *cost_cells(teacher)])
@@ -306,11 +306,13 @@ def as_csv(report: Report) -> str:
         return {"layers": line.layers} | found
 
     for teacher in report.teachers:
-        own = {"group": "teacher", "experiment": teacher.name, "step": teacher.step, "score": teacher.score}
+        own = {"group": "teacher", "experiment": teacher.name, "step": teacher.step, "score": round(teacher.score, 4)}
         writer.writerow(same | own | model(teacher))
     for group in report.groups:
         for line in group.seeds:
-            writer.writerow(same | {"group": group.name} | asdict(line) | model(group))
+            agreement = None if line.agreement is None else round(line.agreement, 4)
+            own = asdict(line) | {"group": group.name, "score": round(line.score, 4), "agreement": agreement}
+            writer.writerow(same | own | model(group))
     return file.getvalue().rstrip("\n")
 
 
