@@ -36,6 +36,7 @@ from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.data.tokens import Tokens, by_length
 from fine_tune.methods.losses import hard_loss
 from fine_tune.models.bert import BertClassifier, empty_classifier, run_tokenizer
+from fine_tune.models.precision import choose_threads
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import open_writer, print0, progress
 from fine_tune.training.run import load_split
@@ -100,6 +101,7 @@ def load_run(flags: Namespace) -> tuple[BertClassifier, Tokens]:
         flags.device_id = config.device_id
     device = distributed.select_devices(flags)["device_id"]
     model = empty_classifier(config, source).to(device)
+    choose_threads(model.encoder.config.hidden_size)
     tokenizer = run_tokenizer(config, folder, model.encoder.config.vocab_size, source)
     expected = TASKS[flags.task].num_class
     if config.num_class != expected:

@@ -155,12 +155,13 @@ def print_summary(folder: Path, config: Namespace, task: Task, examples: int, st
     checkpoints = min(checkpoints, config.keep_last or checkpoints)
     gates = sum(millions.values()) - millions["model"]
     split = f", split over {distributed.WORLD_SIZE} processes" if distributed.WORLD_SIZE > 1 else ""
+    threads = f", {torch.get_num_threads()} threads" if config.device_id < 0 else ""
     # The saved state is three times a checkpoint, and twice there while it is replaced.
     disk = (checkpoints + 6) * mebibytes / 1024
     print0(f"{config.kind} {config.experiment}: {config.task} {config.dataset}, {examples} examples, in {folder}")
     and_gates = f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else ""
     print0(f"{millions['model']:.1f} M parameters{and_gates}")
-    print0(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro}{split})")
+    print0(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro}{split}){threads}")
     print0(f"disk: {checkpoints} checkpoints of {mebibytes:.0f} MiB, {disk:.2f} GiB with the saved state")
     print0(f"resuming after step {start}" if start else "starting at step 1")
 
