@@ -980,7 +980,8 @@ def test_the_best_checkpoint(desk: Desk) -> None:
     assert complaint(predict, asked) == f"--ckpt best: {path} knows no checkpoint's accuracy; give a step"
     path.write_text(json.dumps({"checkpoints": rows[2:]}))
     assert "step 6 has the best accuracy in " in complaint(predict, asked)
-    for content in ("[]", '{"checkpoints": {"2": 0.5}}', '{"checkpoints": [{"accuracy": 0.5}]}', "{"):
+    strange = [{"2": 0.5}, [{"accuracy": 0.5}], [{"step": 2, "accuracy": "0.5"}]]
+    for content in ("[]", "{", *(json.dumps({"checkpoints": rows}) for rows in strange)):
         path.write_text(content)
         assert complaint(predict, asked).startswith(str(path))
     message = "--ckpt 'worst': must be a whole number >= 0, or best"

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import BertConfig
 from fine_tune.core.errors import UserError
 from fine_tune.models import bert
 from fine_tune.models.cost import cost
+from fine_tune.reporting.analysis import agreement
+from fine_tune.reporting.collect import Run
 from tests import made, tiny
 
 LAD = {1: 0.9091, 2: 0.9104, 3: 0.9083, 4: 0.9095, 5: 0.9105}
@@ -170,6 +173,15 @@ def test_the_same_run_twice_is_one_sample(root: Path, printed: Any) -> None:
     found = printed("LAD_1", "copy")
     assert found["groups"][0]["mean"]["n"] == 1
     assert found["warnings"] == ["copy repeats LAD_1, seed and all, and is left out"]
+
+
+def test_agreement_of_scores_is_their_correlation() -> None:
+    rng = np.random.default_rng(0)
+    own, other = (rng.normal(size=(20, 1)).astype(np.float32) for _ in range(2))
+    config = Namespace(kind="student", num_class=1)
+    run, teacher, silent = (Run("run", config, 8, 90.0, 1, {}, logits) for logits in (own, other, None))
+    assert agreement(run, teacher) == pytest.approx(100 * np.corrcoef(own[:, 0], other[:, 0])[0, 1], rel=1e-4)
+    assert agreement(run, silent) is agreement(run, None) is None
 
 
 # --- what is missing or unfair ----------------------------------------------------------------------------------------

@@ -37,11 +37,17 @@ def read_evaluation(path: Path) -> Evaluation:
     content = read_json(path)
     rows = content.pop("checkpoints", [])
     content.pop("best", None)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and type(row.get("step")) is int for row in rows):
+    if not isinstance(rows, list) or not all(map(is_row, rows)):
         raise UserError(f"{path}: its checkpoints are no list of steps with scores; delete it and evaluate again")
-    return Evaluation(
-        [{name: math.nan if value is None else value for name, value in row.items()} for row in rows], content
-    )
+    known = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    return Evaluation(known, content)
+
+
+def is_row(row: Any) -> bool:
+    """Tell whether a value from a file is a step with scores, numbers or null."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    return all(row[name] is None or isinstance(row[name], (int, float)) for name in scored(row))
 
 
 def scored(row: Row) -> list[str]:

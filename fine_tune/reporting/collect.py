@@ -124,9 +124,10 @@ def read_scored(flags: Namespace, folder: Path, config: Namespace, missing: list
     cure = evaluation_command(flags, name, flags.model, flags.dataset)
     read = read_evaluation(path) if path.is_file() else Evaluation([], {})
     steps = checkpoint.steps(folder)
-    done = is_finished(folder, config) or getattr(config, "total_step", -1) in [row["step"] for row in read.rows]
+    last = getattr(config, "total_step", None)
+    done = is_finished(folder, config) or last in [row["step"] for row in read.rows]
     if not done:
-        at = f"at step {max(steps)} of {config.total_step}" if steps else "before its first checkpoint"
+        at = f"at step {max(steps)} of {last}" if steps else "before its first checkpoint"
         missing.append(f"{who} is unfinished, {at}, and left out: give its training command again")
     elif not read.rows:
         missing.append(f"{who} has no {path.name}: {cure}")

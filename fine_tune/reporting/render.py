@@ -139,9 +139,10 @@ def times_table(report: Report) -> Table:
 def title(report: Report) -> str:
     """Return what was scored and which checkpoints count."""
     few, many = report.checkpoints
-    counted = f"{many} checkpoint{'s' * (many > 1)}" if few == many else f"{few} to {many} checkpoints"
+    counted = str(many) if few == many else f"{few} to {many}"
+    best = f"best of {counted} checkpoints of each run, chosen on this same split"
     which = {
-        "best": f"best of {counted} of each run, chosen on this same split",
+        "best": best if many > 1 else "the only checkpoint of each run",
         "last": "last checkpoint of each run",
     }.get(report.select, f"step {report.select} of each run")
     examples = f" ({report.rows:,} examples)" if report.rows else ""
