@@ -164,9 +164,12 @@ def known_row(flags: Namespace, path: Path, step: int, labels: np.ndarray) -> tu
 
     Without its logits a row is as good as none, and --again asks for none.
     """
-    if not path.is_file():
+    try:
+        digest = sha256(path)
+    except UserError:
+        if path.exists():
+            raise
         return "", None
-    digest = sha256(path)
     saved = evaluation_path(path.parent, flags.dataset)
     old = read_evaluation(saved) if saved.is_file() and not flags.again else Evaluation([], {})
     same_data = old.facts.get("data_sha256") == flags.data_sha256

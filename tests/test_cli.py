@@ -1119,3 +1119,13 @@ def test_a_script_without_its_packages_names_the_interpreter_and_the_cure(desk: 
 def test_a_missing_module_of_our_own_is_no_users_mistake() -> None:
     error = ModuleNotFoundError("No module named 'fine_tune.nothing'", name="fine_tune.nothing")
     assert parser.missing_package(error) is error
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As in `... | head -1`, however little is printed."""
+    for lines in (3, 100_000):
+        code = f"from fine_tune.cli import parser; parser.run_script(lambda: print('line\\n' * {lines}))"
+        shell = f'{sys.executable} -c "{code}" | true; echo ${{PIPESTATUS[0]}}'
+        done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+        assert done.stderr == ""
+        assert done.stdout in ("0\n", "141\n")

@@ -58,7 +58,7 @@ def scored(row: Row) -> list[str]:
 def best(rows: list[Row]) -> dict[str, dict[str, float]]:
     """Return step and value of the best checkpoint per metric: the highest, for eval_loss the lowest, ties earliest."""
     result = {}
-    for name in scored(rows[0]):
+    for name in scored(rows[0]) if rows else ():
         sign = -1 if name == "eval_loss" else 1
         known = [row for row in rows if not math.isnan(row.get(name, math.nan))]
         if known:
@@ -102,7 +102,7 @@ def best_checkpoint(flags: Namespace) -> Choice:
     if not path.is_file():
         raise UserError(f"--ckpt best: {path} does not exist; it comes from {cure}")
     rows = read_evaluation(path).rows
-    winner = best(rows).get(metric) if rows else None
+    winner = best(rows).get(metric)
     if winner is None:
         raise UserError(f"--ckpt best: {path} knows no checkpoint's {metric}; give a step")
     step = winner["step"]
