@@ -8,6 +8,7 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -242,9 +243,11 @@ def reported_score(flags: Namespace) -> Iterator[str]:
 
 @needs("plot")
 def picture_format(flags: Namespace) -> Iterator[str]:
-    """The picture's format is its file's."""
+    """The picture's format is its file's; only a picture needs matplotlib."""
     if flags.plot and Path(flags.plot).suffix not in (".png", ".pdf", ".svg"):
         yield f"--plot {flags.plot}: must end in .png, .pdf or .svg"
+    elif flags.plot and find_spec("matplotlib") is None:
+        yield f"--plot {flags.plot}: needs matplotlib: pip install matplotlib"
 
 
 TRAINING: tuple[Check, ...] = (accumulation, warm_up)

@@ -2,17 +2,14 @@
 
 from pathlib import Path
 
-from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_write
 from fine_tune.reporting.analysis import Report
 
 
 def plot(report: Report, path: str) -> None:
-    """Draw the report into a file; raises UserError when matplotlib, which nothing else needs, is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise UserError(f"--plot {path}: needs matplotlib: pip install matplotlib") from error
+    """Draw the report into a file, whose suffix names the format."""
+    from matplotlib.figure import Figure  # here: nothing else needs it, and it need not be installed
+
     names = [group.name for group in report.groups]
     figure = Figure(figsize=(5.5, 1.6 + 0.35 * len(names)), layout="constrained")
     axes = figure.add_subplot()
