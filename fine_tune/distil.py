@@ -14,7 +14,7 @@ from fine_tune.cli.runs import teacher_folder
 from fine_tune.core.files import sha256
 from fine_tune.data.layout import Layout, full, packed, sampled
 from fine_tune.data.tokens import Batch, Tokens
-from fine_tune.methods.losses import hard_loss, hidden_loss, soft_loss
+from fine_tune.methods.losses import hard_loss, layer_losses, soft_loss
 from fine_tune.methods.method import Hiddens, Method, Vectors
 from fine_tune.models import bert, pretrained
 from fine_tune.models.precision import autocast, compile_rows
@@ -56,26 +56,36 @@ class Distillation(Task):
             batch = batch.to(device)
             logits, student_hiddens = self.student(batch, self.cls_only)
             layout = batch.layout.cls if self.cls_only else batch.layout
-            hidden, vectors = self.hidden_loss(teacher_hiddens, student_hiddens, layout)
+            hidden, vectors, shown = self.hidden_loss(teacher_hiddens, student_hiddens, layout, batch.watched)
         hidden = hidden.to(device)
         soft = soft_loss(logits, teacher_logits.to(device), config.softmax_temp)
         logits_loss = config.hard_weight * hard_loss(logits, batch.labels) + config.soft_weight * soft
         loss = logits_loss + hidden
-        return TaskOutput(loss, {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden}, vectors)
+        losses = {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden}
+        return TaskOutput(loss, losses, vectors, shown)
 
     def hidden_loss(
-        self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout
-    ) -> tuple[torch.Tensor, Vectors]:
-        """Return mu / N times the method's loss between the states of both models, each (R, D), and its vectors."""
+        self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout, watched: bool
+    ) -> tuple[torch.Tensor, Vectors, Vectors]:
+        """Return mu / N times the method's loss between the states of both models, each (R, D), and its vectors.
+
+        The last is what else to log: the layers' terms and what the method shows, if the batch is `watched`.
+        """
         config, device = self.config, self.method_device
         if config.mu == 0:  # the gates' gradient is zero, not absent: AdamW still decays them
             sums = [parameter.sum() for parameter in self.method.parameters()]
-            return 0 * torch.stack([torch.zeros((), device=device), *sums]).sum(), {}
+            return 0 * torch.stack([torch.zeros((), device=device), *sums]).sum(), {}, {}
         states = (teacher_hiddens, student_hiddens)
         teacher_hiddens, student_hiddens = ([rows.to(device) for rows in hiddens] for hiddens in states)
         layout = layout.to(device)
         pairs, vectors = self.method(teacher_hiddens, student_hiddens, layout)
-        return config.mu / config.num_hidden_layers * hidden_loss(pairs, layout), vectors
+        scale, terms = config.mu / config.num_hidden_layers, layer_losses(pairs.values(), layout)
+        shown = {}
+        if watched:
+            with torch.no_grad():
+                shown = {f"hidden_loss_layer/{i}": scale * term for i, term in zip(pairs, terms, strict=True)}
+                shown |= self.method.watch(teacher_hiddens, student_hiddens, layout)
+        return scale * terms.sum(), vectors, shown
 
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
         """Return the rows that --pad_loss asks for; of the padding nothing is computed where only [CLS] is read."""

@@ -31,7 +31,7 @@ class FineTuning(Task):
         with autocast(self.config.precision, [self.device]):
             logits, _ = self.model(batch, cls_only=True)
         loss = hard_loss(logits, batch.labels)
-        return TaskOutput(loss, {"loss": loss}, {})
+        return TaskOutput(loss, {"loss": loss}, {}, {})
 
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
         """Return the rows of the tokens alone, since only [CLS] is read."""

@@ -200,7 +200,7 @@ def test_evaluation_points_made_meanwhile_stay(root: Path) -> None:
     assert in_child(lambda: tiny.run_script(script, **flags))[0] == 0
     assert tiny.curves(root / "broken", "run_bert_qqp/eval") == before
     training = tiny.curves(root / "broken", "run_bert_qqp")
-    assert set(training) == {"qqp/train/loss", "qqp/train/lr"}
+    assert not any("dev" in tag for tag in training)
     assert list(training["qqp/train/loss"]) == list(range(1, 13))
 
 

@@ -29,7 +29,8 @@ CHUNK = 4096  # texts tokenised at a time
 class Batch:
     """B examples as the R rows of `layout`: ids and segment ids (R,), 0 where a row is padding; labels (B,).
 
-    `examples` (B,) are their numbers in the split; `fraction` is the part that they are of the micro-batch.
+    `examples` (B,) are their numbers in the split; `fraction` is the part that they are of the micro-batch; of a
+    `watched` one more is logged.
     """
 
     input_ids: torch.Tensor
@@ -38,6 +39,7 @@ class Batch:
     layout: Layout
     examples: np.ndarray
     fraction: float = 1.0
+    watched: bool = False
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""

@@ -5,6 +5,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def fit(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int)
     log = Log(runs.log_folder(folder), task.tag, start, config.total_step, config.log_step, guard.raise_if_tripped)
     save = partial(save_if_due, folder, config, task, guard, log)
     steps = range(start + 1, config.total_step + 1)
-    batches = shard_batches(config, task, tokens, start)
+    batches = shard_batches(config, task, tokens, start, log.expect)
     task.train()
     try:
         forward = distributed.DistributedTask(task, config.accum_step) if distributed.WORLD_SIZE > 1 else task
@@ -183,14 +184,20 @@ def fit(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int)
         log.close()
 
 
-def shard_batches(config: Namespace, task: Task, tokens: Tokens, start: int) -> Iterator[Batch]:
-    """Yield this rank's shards of the micro-batches of the steps after `start`, without end."""
+def shard_batches(
+    config: Namespace, task: Task, tokens: Tokens, start: int, watched: Callable[[int, int], bool]
+) -> Iterator[Batch]:
+    """Yield this rank's shards of the micro-batches of the steps after `start`, without end.
+
+    `watched` takes the step and the number of tokens of a whole micro-batch, and tells whether more of it is logged.
+    """
     before = start * config.accum_step
     size = config.batch_size // config.accum_step
     for number, chosen in enumerate(micro_batches(len(tokens), size, config.seed, before), before):
         own, fraction = distributed.shard(chosen)
-        layout = task.layout(tokens.lengths(own), own, number // config.accum_step + 1)
-        yield tokens.batch(own, layout, fraction)
+        step = number // config.accum_step + 1
+        batch = tokens.batch(own, task.layout(tokens.lengths(own), own, step), fraction)
+        yield replace(batch, watched=watched(step, int(tokens.lengths(chosen).sum())))
 
 
 def save_if_due(

@@ -15,11 +15,14 @@ from fine_tune.training.optim import OptimizerGroup
 
 
 class TaskOutput(NamedTuple):
-    """The scalar to minimise, the scalars to log, and the vectors to save beside the checkpoints, by name."""
+    """The scalar to minimise; by name the scalars on the progress line, the vectors to save beside the checkpoints,
+    and what else to log of a watched batch, scalars and matrices.
+    """
 
     loss: torch.Tensor
     losses: dict[str, torch.Tensor]
     vectors: dict[str, torch.Tensor]
+    shown: dict[str, torch.Tensor]
 
 
 class Task(nn.Module):
