@@ -3,19 +3,26 @@
 import io
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from fine_tune.methods.method import SHARES
 from fine_tune.training.pictures import CELL, LEFT, TOP, colour
 from tests import golden, tiny
 from tests.built import METHODS, distillation, make_tokens
 
+ROOT = Path(__file__).parent.parent
 TAG = "qqp/train/bert"
 
 
@@ -192,3 +199,52 @@ def test_without_a_hidden_loss_there_is_none(golden_root: Path) -> None:
         assert reader.Tags()["images"] == []
         assert min(event.value for event in reader.Scalars(tag)) > 0
         assert not any("hidden_loss_layer" in each for each in reader.Tags()["scalars"])
+
+
+def texts(reader: EventAccumulator) -> dict[str, list[tuple[int, str]]]:
+    """Return tensorboard's texts by name, with their steps."""
+    names = [tag.removesuffix("/text_summary") for tag in reader.Tags()["tensors"] if tag.endswith("/text_summary")]
+    found = {name: reader.Tensors(f"{name}/text_summary") for name in names}
+    return {
+        name: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events]
+        for name, events in found.items()
+    }
+
+
+def test_texts_say_where_a_run_comes_from(root: Path) -> None:
+    tiny.run_script("run_pkd_distill", **tiny.student_flags(root, total_step=2, warmup_step=1))
+    found = texts(board(root, "student"))
+    assert found.keys() == {"command", "config", "versions"}
+    assert {step for events in found.values() for step, _ in events} == {1}
+    [[(_, command)], [(_, config)], [(_, versions)]] = (found[name] for name in ("command", "config", "versions"))
+    assert command.startswith("    python run_pkd_distill.py --experiment student --task qqp ")
+    assert "\n| softmax_temp | 3.0 |\n" in config
+    assert f"| torch | {torch.__version__} |" in versions
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    expected = "unknown" if commit.returncode or not (ROOT / ".git").exists() else commit.stdout.strip()
+    assert f"| git commit | {expected}" in versions
+
+
+def test_seeds_share_a_row_under_hparams(root: Path) -> None:
+    """Asked of tensorboard's own backend: the mean over seeds of what evaluation wrote, and a row for each setting."""
+    for name, changes in (("a", {"seed": 1}), ("b", {"seed": 2, "log_step": 3}), ("c", {"mu": 7})):
+        tiny.run_script("run_lad_distil", **tiny.student_flags(root, experiment=name, **changes))
+        tiny.run_script("run_fine_tune_eval", experiment=name, task="qqp", dataset="dev", **tiny.paths(root))
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(root / "runs" / "log"))
+    multiplexer.Reload()
+    context = TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(root)))
+    request = api_pb2.ListSessionGroupsRequest(
+        start_index=0,
+        slice_size=9,
+        allowed_statuses=[api_pb2.STATUS_UNKNOWN],
+        aggregation_type=api_pb2.AGGREGATION_AVG,
+    )
+    handler = list_session_groups.Handler(RequestContext(), backend_context.Context(context), "", request)
+    rows = {group.hparams["mu"].number_value: group for group in handler.run().session_groups if "mu" in group.hparams}
+    assert {mu: len(group.sessions) for mu, group in rows.items()} == {50: 2, 7: 1}
+    assert rows[50].hparams["method"].string_value == "lad"
+    assert "seed" not in rows[50].hparams
+    metrics = {(value.name.group, value.name.tag): value.value for value in rows[50].metric_values}
+    last = [tiny.curve(root / "runs", f"{name}_bert_qqp/eval", "qqp/dev/eval_loss")[8] for name in ("a", "b")]
+    assert last[0] != last[1]
+    assert metrics["eval", "qqp/dev/eval_loss"] == pytest.approx(sum(last) / 2)

@@ -90,6 +90,12 @@ def read_teacher(flags: Namespace) -> Namespace:
     return teacher
 
 
+def shared_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run's config.json that its repeats with other seeds have in common."""
+    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks"}
+    return {name: value for name, value in config.items() if name not in own}
+
+
 # --- a run that is there already --------------------------------------------------------------------------------------
 
 

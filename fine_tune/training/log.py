@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from fine_tune.core.errors import UserError
 from fine_tune.core.files import make_folder
 from fine_tune.core.torchrun import is_main_process
 from fine_tune.methods.method import SHARES
-from fine_tune.training import pictures
+from fine_tune.training import pictures, provenance
 
 TITLES = {SHARES: "how much of a teacher layer is in a student layer's target"}  # of matrices by name
 
@@ -76,7 +77,16 @@ class Log:
             self.writer = open_writer(folder, purge_step=start + 1) if is_main_process() else None
         self.progress = progress(total_step, start, "step")
         self.tag, self.log_step, self.total_step, self.before = tag, log_step, total_step, before
+        self.first = start + 1  # where a resume begins to log anew
         self.steps, self.tokens, self.since = 0, 0, time.perf_counter()
+
+    def describe(self, config: Namespace) -> None:
+        """Put the run's command, settings and versions into tensorboard, and its row under HPARAMS."""
+        with self.survived():
+            if self.writer:
+                for name, text in provenance.texts(config).items():
+                    self.writer.add_text(name, text, self.first)
+                self.writer.file_writer.add_summary(provenance.hparams(config), self.first)
 
     def due(self, step: int) -> bool:
         """Tell whether a step goes into tensorboard."""

@@ -173,6 +173,7 @@ def fit(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int)
     """Run the loop from the step after `start` to the end."""
     guard = NonFiniteGuard(task.optimizers)
     log = Log(runs.log_folder(folder), task.tag, start, config.total_step, config.log_step, guard.raise_if_tripped)
+    log.describe(config)
     save = partial(save_if_due, folder, config, task, guard, log)
     steps = range(start + 1, config.total_step + 1)
     batches = shard_batches(config, task, tokens, start, log.expect)
