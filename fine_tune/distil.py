@@ -22,6 +22,7 @@ from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import print0
 from fine_tune.training.optim import optimizer_group
 from fine_tune.training.run import BuiltTask, Devices, load_split, make_run_config, run
+from fine_tune.training.summary import method_line, teacher_line
 from fine_tune.training.task import Task, TaskOutput
 from fine_tune.training.teacher_cache import CachedTeacher, cached_outputs
 
@@ -101,6 +102,7 @@ class Distillation(Task):
 def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, rule: Rule) -> BuiltTask:
     """Put teacher, student and method together, and load the split that the teacher learned."""
     source = f"--teacher_exp {flags.teacher_exp}"
+    about_teacher = teacher_line(flags)
     start = pretrained.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
     require(student_problems(flags, bert.sizes(start.config), rule))
     folder = teacher_folder(flags)
@@ -116,6 +118,7 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     sizes = bert.sizes(student.encoder.config)
     config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, teacher_sha256=teacher_sha256)
     task = Distillation(teacher, student, method, config, devices)
+    task.about = (method_line(config, start.config.num_hidden_layers), about_teacher)
     print_unused(flags, task)
     return task, tokens, tokenizer, config
 

@@ -47,7 +47,9 @@ def build_task(flags: Namespace, devices: Devices) -> BuiltTask:
         compile_rows(model.encoder)
     tokens, data_sha256 = load_split(flags, start.tokenizer)
     config = make_run_config(flags, encoder=bert.sizes(start.config), data_sha256=data_sha256)
-    return FineTuning(model, config, devices["device_id"]), tokens, start.tokenizer, config
+    task = FineTuning(model, config, devices["device_id"])
+    task.about = (f"{start.config.num_hidden_layers} layers; starts from {flags.ptrain_ver}",)
+    return task, tokens, start.tokenizer, config
 
 
 def finetune(flags: Namespace) -> None:

@@ -216,7 +216,18 @@ def teacher_cache(flags: Namespace, reads_cls_only: Callable[[Namespace], bool])
         )
 
 
-TRAINING: tuple[Check, ...] = (accumulation, warm_up)
+@needs("task", "eval_step", "eval_dataset")
+def evaluation_beside(flags: Namespace) -> Iterator[str]:
+    """--eval_step reads a split with labels, by default dev; without it no split is read."""
+    if flags.eval_step is None:
+        if flags.eval_dataset is not None:
+            yield f"--eval_dataset {flags.eval_dataset}: has no meaning without --eval_step; leave it out"
+        return
+    flags.eval_dataset = flags.eval_dataset or TASKS[flags.task].dev
+    yield from split_problems(flags, flags.eval_dataset, TASKS[flags.task].labelled(), "--eval_dataset")
+
+
+TRAINING: tuple[Check, ...] = (accumulation, warm_up, evaluation_beside)
 FINE_TUNING: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_folder)
 EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)
 PREDICTION: tuple[Check, ...] = (any_split, existing_run, existing_checkpoint)

@@ -17,7 +17,7 @@ from fine_tune.cli import runs
 from fine_tune.cli.runs import SavedConfig
 from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite, UserError
-from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, sha256, write_json
+from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, rewrite_json, sha256, write_json
 from fine_tune.data.tasks import TASKS
 from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
 from fine_tune.models.precision import check_precision
@@ -25,8 +25,10 @@ from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import Log, print0
 from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
+from fine_tune.training.summary import Usage, duration, memory_words, print_summary
 from fine_tune.training.task import Task
 
+NOT_KEPT = ("overwrite", "dry_run", "d_emb", "teacher_config")  # flags that config.json does without
 Devices = dict[str, torch.device]  # by the flags that name them
 BuiltTask = tuple[Task, Tokens, Any, Namespace]  # what is trained, on what, its tokenizer, and the run's config
 
@@ -41,10 +43,12 @@ def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask])
     task, tokens, tokenizer, config = build_task(flags, devices)
     with open_run(config, saved, tokenizer, flags.overwrite) as folder:
         distributed.seed_rank(config.seed)
-        start = checkpoint.resume(folder, task)
-        print_summary(folder, config, task, len(tokens), start)
-        fit(folder, config, task, tokens, start)
-        distributed.on_main_process(lambda: finish(folder, config))
+        start, before = checkpoint.resume(folder, task)
+        usage = Usage(before)
+        print_summary(folder, config, task, tokens, start)
+        fit(folder, config, task, tokens, start, usage)
+        written = vars(config) if flags.overwrite or not saved.values else saved.values
+        distributed.on_main_process(lambda: finish(folder, config, written | usage.facts()))
 
 
 def already_finished(flags: Namespace, saved: SavedConfig) -> bool:
@@ -67,7 +71,7 @@ def already_finished(flags: Namespace, saved: SavedConfig) -> bool:
 
 def make_run_config(flags: Namespace, **facts: Any) -> Namespace:
     """Return what config.json holds: the flags, `facts` of the run, and the versions it runs on."""
-    kept = {name: value for name, value in vars(flags).items() if name not in ("overwrite", "d_emb", "teacher_config")}
+    kept = {name: value for name, value in vars(flags).items() if name not in NOT_KEPT}
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -146,35 +150,15 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
                 file.write(path.read_bytes())
 
 
-def print_summary(folder: Path, config: Namespace, task: Task, examples: int, start: int) -> None:
-    """Say what is about to happen, and the disk it will need."""
-    micro = config.batch_size // config.accum_step
-    modules = task.trainable_modules.items()
-    millions = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in modules}
-    mebibytes = sum(millions.values()) * 4e6 / 2**20  # fp32; AdamW keeps two more numbers per parameter
-    checkpoints = -(-config.total_step // config.ckpt_step)
-    checkpoints = min(checkpoints, config.keep_last or checkpoints)
-    gates = sum(millions.values()) - millions["model"]
-    split = f", split over {distributed.WORLD_SIZE} processes" if distributed.WORLD_SIZE > 1 else ""
-    # The saved state is three times a checkpoint, and twice there while it is replaced.
-    disk = (checkpoints + 6) * mebibytes / 1024
-    print0(f"{config.kind} {config.experiment}: {config.task} {config.dataset}, {examples} examples, in {folder}")
-    and_gates = f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else ""
-    print0(f"{millions['model']:.1f} M parameters{and_gates}")
-    print0(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro}{split})")
-    print0(f"disk: {checkpoints} checkpoints of {mebibytes:.0f} MiB, {disk:.2f} GiB with the saved state")
-    print0(f"resuming after step {start}" if start else "starting at step 1")
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def fit(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int) -> None:
+def fit(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int, usage: Usage) -> None:
     """Run the loop from the step after `start` to the end."""
     guard = NonFiniteGuard(task.optimizers)
     log = Log(runs.log_folder(folder), task.tag, start, config.total_step, config.log_step, guard.raise_if_tripped)
     log.describe(config)
-    save = partial(save_if_due, folder, config, task, guard, log)
+    save = partial(save_if_due, folder, config, task, guard, log, usage)
     steps = range(start + 1, config.total_step + 1)
     batches = shard_batches(config, task, tokens, start, log.expect)
     task.train()
@@ -202,7 +186,14 @@ def shard_batches(
 
 
 def save_if_due(
-    folder: Path, config: Namespace, task: Task, guard: NonFiniteGuard, log: Log, step: int, vectors: Named
+    folder: Path,
+    config: Namespace,
+    task: Task,
+    guard: NonFiniteGuard,
+    log: Log,
+    usage: Usage,
+    step: int,
+    vectors: Named,
 ) -> None:
     """Save the state after a step that ends in a checkpoint, or in which a signal has come; then heed the signal."""
     due = step % config.ckpt_step == 0 or step == config.total_step
@@ -219,7 +210,7 @@ def save_if_due(
         log.flush()
         if due:
             checkpoint.save_checkpoint(folder, step, task, vectors)
-        checkpoint.save_state(folder, step, task, streams)  # last: it vouches for all before
+        checkpoint.save_state(folder, step, task, streams, usage.seconds())  # last: it vouches for all before
         if due and config.keep_last:
             checkpoint.prune(folder, config.keep_last)
 
@@ -228,9 +219,11 @@ def save_if_due(
         interrupt.poll(f"saved after step {step}; the same command goes on from there")
 
 
-def finish(folder: Path, config: Namespace) -> None:
-    """Drop what only a resume needs."""
+def finish(folder: Path, config: Namespace, content: dict[str, Any]) -> None:
+    """Make `content` that of config.json, and drop what only a resume needs."""
+    rewrite_json(folder / "config.json", content)
     if config.keep_last:
         checkpoint.prune(folder, config.keep_last)  # once more: the last time may have been cut short
     (folder / checkpoint.STATE).unlink(missing_ok=True)
-    print0(f"done: {folder / f'model-{config.total_step}.pt'}")
+    used = f"{duration(content['wall_seconds'])}, {memory_words(content['peak_memory_gib'])} at most"
+    print0(f"done: {folder / f'model-{config.total_step}.pt'}; {used}")

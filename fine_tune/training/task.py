@@ -29,10 +29,11 @@ class Task(nn.Module):
     """The parent of teacher fine-tuning and student distillation.
 
     `trainable_modules` go by their names in the checkpoint files, `optimizers` by the name under which their learning
-    rate is logged; `tag` begins the names of all that is logged.
+    rate is logged; `tag` begins the names of all that is logged; `about` are lines on it for the start of a run.
     """
 
     tag: str
+    about: tuple[str, ...] = ()
     trainable_modules: dict[str, nn.Module]
     optimizers: dict[str, OptimizerGroup]
 
