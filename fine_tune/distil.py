@@ -49,6 +49,18 @@ class Distillation(Task):
 
     def forward(self, batch: Batch) -> TaskOutput:
         """Return loss = logits_loss + hidden_loss of a batch, and the method's vectors."""
+        terms, vectors, shown = self.compute(batch)
+        logits_loss, hidden = terms["hard"] + terms["soft"], terms["hidden"]
+        loss = logits_loss + hidden
+        losses = {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden}
+        return TaskOutput(loss, losses, vectors, shown)
+
+    def terms(self, batch: Batch) -> Vectors:
+        """Return the scalars whose sum is the loss of a batch, by name."""
+        return self.compute(batch)[0]
+
+    def compute(self, batch: Batch) -> tuple[Vectors, Vectors, Vectors]:
+        """Return the terms of the loss, hard, soft and hidden, the method's vectors, and what else to log."""
         config, device = self.config, self.device
         with autocast(config.precision, [self.teacher_device, device, self.method_device]):
             batch = batch.to(self.teacher_device)
@@ -58,12 +70,9 @@ class Distillation(Task):
             logits, student_hiddens = self.student(batch, self.cls_only)
             layout = batch.layout.cls if self.cls_only else batch.layout
             hidden, vectors, shown = self.hidden_loss(teacher_hiddens, student_hiddens, layout, batch.watched)
-        hidden = hidden.to(device)
-        soft = soft_loss(logits, teacher_logits.to(device), config.softmax_temp)
-        logits_loss = config.hard_weight * hard_loss(logits, batch.labels) + config.soft_weight * soft
-        loss = logits_loss + hidden
-        losses = {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden}
-        return TaskOutput(loss, losses, vectors, shown)
+        hard = config.hard_weight * hard_loss(logits, batch.labels)
+        soft = config.soft_weight * soft_loss(logits, teacher_logits.to(device), config.softmax_temp)
+        return {"hard": hard, "soft": soft, "hidden": hidden.to(device)}, vectors, shown
 
     def hidden_loss(
         self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout, watched: bool
@@ -135,7 +144,9 @@ def load_teacher(flags: Namespace, device: torch.device, tokens: Tokens) -> tupl
             compile_rows(teacher.encoder)
         return bert.freeze(teacher.to(device))
 
-    if not flags.cache_teacher:
+    if flags.cache_teacher and flags.dry_run:
+        print0("--cache_teacher: a dry run writes none and asks the teacher itself; the run's steps are faster")
+    if not flags.cache_teacher or flags.dry_run:
         return load(), digest
     kept = (load, tokens, flags.mu > 0, flags.precision, digest, Path(flags.experiment_dir) / "cache")
     outputs = distributed.main_process_first(lambda: cached_outputs(*kept))

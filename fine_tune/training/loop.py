@@ -1,6 +1,6 @@
 """The training loop of every run: it knows neither methods nor files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -13,7 +13,7 @@ Named = dict[str, torch.Tensor]
 
 
 def train(
-    steps: range,
+    steps: Iterable[int],
     accum_step: int,
     batches: Iterator[Batch],
     task: Callable[[Batch], TaskOutput],

@@ -22,6 +22,7 @@ from fine_tune.data.tasks import TASKS
 from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
 from fine_tune.models.precision import check_precision
 from fine_tune.training import checkpoint, distributed
+from fine_tune.training.dry_run import dry_run
 from fine_tune.training.log import Log, print0
 from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
@@ -41,11 +42,17 @@ def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask])
     if already_finished(flags, saved):
         return
     task, tokens, tokenizer, config = build_task(flags, devices)
+    if flags.dry_run:
+        print_summary(runs.own_folder(config), config, task, tokens)
+        distributed.seed_rank(config.seed)
+        dry_run(config, task, shard_batches(config, task, tokens, 0, lambda step, tokens: False))
+        return
     with open_run(config, saved, tokenizer, flags.overwrite) as folder:
         distributed.seed_rank(config.seed)
         start, before = checkpoint.resume(folder, task)
         usage = Usage(before)
-        print_summary(folder, config, task, tokens, start)
+        print_summary(folder, config, task, tokens)
+        print0(f"resuming after step {start}" if start else "starting at step 1")
         fit(folder, config, task, tokens, start, usage)
         written = vars(config) if flags.overwrite or not saved.values else saved.values
         distributed.on_main_process(lambda: finish(folder, config, written | usage.facts()))
@@ -90,7 +97,8 @@ def load_split(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:
     digest = sha256(path)
     cache = Path(flags.experiment_dir) / "cache"
     wanted = (path, digest, spec, split, tokenizer, flags.max_seq_len, cache)
-    return distributed.main_process_first(lambda: load(*wanted)), digest
+    keep = not getattr(flags, "dry_run", False)  # evaluation has no such flag
+    return distributed.main_process_first(lambda: load(*wanted, keep=keep)), digest
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import math
 import time
 from argparse import Namespace
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ class Needs(NamedTuple):
     disk: float
 
 
-def print_summary(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int) -> None:
+def print_summary(folder: Path, config: Namespace, task: Task, tokens: Tokens) -> None:
     """Say what is about to happen, and the disk it will need."""
     micro = config.batch_size // config.accum_step
     modules = task.trainable_modules.items()
@@ -52,7 +53,6 @@ def print_summary(folder: Path, config: Namespace, task: Task, tokens: Tokens, s
     print0(
         f"disk: {needs.checkpoints} checkpoints of {needs.mebibytes:.0f} MiB, {needs.disk:.2f} GiB with the saved state"
     )
-    print0(f"resuming after step {start}" if start else "starting at step 1")
 
 
 def disk_needs(config: Namespace, task: Task) -> Needs:
@@ -165,6 +165,14 @@ def peak_memory() -> dict[str, float]:
     gpus = {f"cuda:{gpu}": torch.cuda.max_memory_allocated(gpu) / 2**30 for gpu in range(torch.cuda.device_count())}
     found = {"cpu": resident} | {name: gib for name, gib in gpus.items() if gib}
     return {name: round(gib, 3) for name, gib in found.items()}
+
+
+def reset_peak_memory() -> None:
+    """Let the peak memory be that from now on, where the system allows it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    for gpu in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(gpu)
 
 
 def memory_words(peak: dict[str, float]) -> str:

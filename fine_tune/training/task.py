@@ -41,6 +41,10 @@ class Task(nn.Module):
         """Return the losses of a batch."""
         raise NotImplementedError
 
+    def terms(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the scalars whose sum is the loss of a batch, by name."""
+        return {"loss": self(batch).loss}
+
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
         """Return the rows in which step `step` reads the examples `chosen` (B,) of `lengths` (B,) tokens."""
         raise NotImplementedError
