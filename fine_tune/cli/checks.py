@@ -223,7 +223,7 @@ def evaluation_beside(flags: Namespace) -> Iterator[str]:
         if flags.eval_dataset is not None:
             yield f"--eval_dataset {flags.eval_dataset}: has no meaning without --eval_step; leave it out"
         return
-    flags.eval_dataset = flags.eval_dataset or TASKS[flags.task].dev
+    flags.eval_dataset = flags.eval_dataset or TASKS[flags.task].dev()
     yield from split_problems(flags, flags.eval_dataset, TASKS[flags.task].labelled(), "--eval_dataset")
 
 

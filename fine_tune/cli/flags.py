@@ -272,7 +272,7 @@ def distillation() -> list[FlagGroup]:
     return [experiment(), training(), teacher_use(), student(), objective(), speed(distilling=True), paths(), runs()]
 
 
-def evaluation(ckpt: Flag, *more: Flag) -> list[FlagGroup]:
-    """Return all groups of evaluation and prediction; they differ in what --ckpt means, and in `more`."""
+def evaluation(*own: Flag) -> list[FlagGroup]:
+    """Return all groups of evaluation and prediction; they differ in what --ckpt means, the first of their `own`."""
     batch_size = Flag("batch_size", integer(1), "examples at a time; changes no result", "32")
-    return [experiment(falls_back="the run's own"), data_split(), ("evaluation", [batch_size, ckpt, *more]), paths()]
+    return [experiment(falls_back="the run's own"), data_split(), ("evaluation", [batch_size, *own]), paths()]

@@ -108,7 +108,8 @@ class Log:
             values = read(losses | shown if due else losses)
             self.progress.set_description(" ".join(f"{k}: {values[k]:.6f}" for k in losses), refresh=False)
             if due:
-                self.write(step, values | lrs | self.rates())
+                named = values | lrs | self.rates()
+                self.write(step, {f"{self.tag}/{name}": value for name, value in named.items()})
         self.progress.update()
 
     def rates(self) -> dict[str, float]:
@@ -120,13 +121,13 @@ class Log:
         return rates
 
     def write(self, step: int, values: dict[str, float | np.ndarray]) -> None:
-        """Put the values of a step into tensorboard: scalars, and about ten times a run matrices, as pictures."""
+        """Put values by tag into tensorboard: scalars, and about ten times a run matrices, as pictures."""
         with self.survived():
-            for name, value in values.items() if self.writer else ():
+            for tag, value in values.items() if self.writer else ():
                 if not isinstance(value, np.ndarray):
-                    self.writer.add_scalar(f"{self.tag}/{name}", value, step)
+                    self.writer.add_scalar(tag, value, step)
                 elif self.is_pictured(step):
-                    picture = pictures.summary(f"{self.tag}/{name}", value, TITLES[name])
+                    picture = pictures.summary(tag, value, TITLES[tag.rpartition("/")[2]])
                     self.writer.file_writer.add_summary(picture, step)
 
     def is_pictured(self, step: int) -> bool:

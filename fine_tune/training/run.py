@@ -26,6 +26,7 @@ from fine_tune.training.dry_run import dry_run
 from fine_tune.training.log import Log, print0
 from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
+from fine_tune.training.scoring import score_if_due
 from fine_tune.training.summary import Usage, duration, memory_words, print_summary
 from fine_tune.training.task import Task
 
@@ -47,13 +48,16 @@ def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask])
         distributed.seed_rank(config.seed)
         dry_run(config, task, shard_batches(config, task, tokens, 0, lambda step, tokens: False))
         return
+    dev = None
+    if flags.eval_step:
+        dev, _ = load_split(Namespace(**vars(flags) | {"dataset": flags.eval_dataset}), tokenizer)
     with open_run(config, saved, tokenizer, flags.overwrite) as folder:
         distributed.seed_rank(config.seed)
         start, before = checkpoint.resume(folder, task)
         usage = Usage(before)
         print_summary(folder, config, task, tokens)
         print0(f"resuming after step {start}" if start else "starting at step 1")
-        fit(folder, config, task, tokens, start, usage)
+        fit(folder, config, task, tokens, dev, start, usage)
         written = vars(config) if flags.overwrite or not saved.values else saved.values
         distributed.on_main_process(lambda: finish(folder, config, written | usage.facts()))
 
@@ -161,18 +165,25 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def fit(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int, usage: Usage) -> None:
-    """Run the loop from the step after `start` to the end."""
+def fit(
+    folder: Path, config: Namespace, task: Task, tokens: Tokens, dev: Tokens | None, start: int, usage: Usage
+) -> None:
+    """Run the loop from the step after `start` to the end; `dev` is the split of --eval_step, if that is given."""
     guard = NonFiniteGuard(task.optimizers)
     log = Log(runs.log_folder(folder), task.tag, start, config.total_step, config.log_step, guard.raise_if_tripped)
     log.describe(config)
     save = partial(save_if_due, folder, config, task, guard, log, usage)
+
+    def after(step: int, vectors: Named) -> None:
+        score_if_due(config, task, dev, log, step)  # first: a saved step is one that was scored
+        save(step, vectors)
+
     steps = range(start + 1, config.total_step + 1)
     batches = shard_batches(config, task, tokens, start, log.expect)
     task.train()
     try:
         forward = distributed.DistributedTask(task, config.accum_step) if distributed.WORLD_SIZE > 1 else task
-        train(steps, config.accum_step, batches, forward, task.optimizers, guard, log, save)
+        train(steps, config.accum_step, batches, forward, task.optimizers, guard, log, after)
     finally:
         log.close()
 

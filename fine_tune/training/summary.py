@@ -85,7 +85,7 @@ def teacher_line(flags: Namespace) -> str:
     begun.
     """
     spec, folder = TASKS[flags.task], teacher_folder(flags)
-    dataset, metric = spec.dev, spec.metrics[0]
+    dataset, metric = spec.dev(), spec.metrics[0]
     row, known = evaluated(folder / f"eval-{dataset}.json", flags.tckpt, metric)
     name = f"teacher {flags.teacher_exp}, step {flags.tckpt}"
     if row is None:
