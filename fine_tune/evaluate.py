@@ -22,6 +22,7 @@ from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import open_writer, print0
 from fine_tune.training.run import load_split
 from fine_tune.training.scoring import predict, scores
+from fine_tune.training.similarity import draw_similarity
 
 
 def load_run(flags: Namespace) -> tuple[BertClassifier, Tokens]:
@@ -58,6 +59,9 @@ def evaluate(flags: Namespace) -> None:
                 logits = predict(model, tokens, flags.batch_size, path)
                 keep = partial(record, flags, started, writer, step, logits, tokens.labels)
                 found.append(distributed.on_main_process(keep))
+        if flags.layers and found:
+            draw = partial(draw_similarity, flags, model, tokens, writer, [row["step"] for row in found])
+            distributed.on_main_process(draw)
     if not found:
         raise UserError(f"--experiment {flags.experiment}: all checkpoints in {folder} have gone meanwhile")
     if distributed.is_main_process():

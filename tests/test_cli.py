@@ -202,8 +202,8 @@ def alp(argv: list[str]) -> Namespace:
 
 
 def evaluate(argv: list[str]) -> Namespace:
-    ckpt = flags.Flag("ckpt", flags.integer(0), "", "0")
-    return parser.parse("", flags.evaluation(ckpt), checks.EVALUATION, "", argv)
+    own = [flags.Flag("ckpt", flags.integer(0), "", "0"), flags.Flag("layers", None, "")]
+    return parser.parse("", flags.evaluation(*own), checks.EVALUATION, "", argv)
 
 
 def predict(argv: list[str]) -> Namespace:

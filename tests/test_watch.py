@@ -16,7 +16,9 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+from transformers import BertConfig, BertModel, BertTokenizer
 
+from fine_tune.core.errors import UserError
 from fine_tune.methods.method import SHARES
 from fine_tune.training.pictures import CELL, LEFT, TOP, colour
 from tests import golden, tiny
@@ -134,9 +136,11 @@ def test_what_gates_show() -> None:
 # --- read back --------------------------------------------------------------------------------------------------------
 
 
-def board(root: Path, run: str) -> EventAccumulator:
+def board(root: Path, run: str, part: str = "") -> EventAccumulator:
     """Return what tensorboard reads of a run, every picture of it."""
-    reader = EventAccumulator(str(root / "runs" / "log" / f"{run}_bert_qqp"), size_guidance={"images": 0, "tensors": 0})
+    reader = EventAccumulator(
+        str(root / "runs" / "log" / f"{run}_bert_qqp{part}"), size_guidance={"images": 0, "tensors": 0}
+    )
     reader.Reload()
     return reader
 
@@ -248,3 +252,47 @@ def test_seeds_share_a_row_under_hparams(root: Path) -> None:
     last = [tiny.curve(root / "runs", f"{name}_bert_qqp/eval", "qqp/dev/eval_loss")[8] for name in ("a", "b")]
     assert last[0] != last[1]
     assert metrics["eval", "qqp/dev/eval_loss"] == pytest.approx(sum(last) / 2)
+
+
+def hidden_states(root: Path, folder: Path, step: int) -> list[torch.Tensor]:
+    """Return the library's states of each example of dev after every layer, without padding, (L, n, D) each."""
+    saved = json.loads((folder / "config.json").read_text())
+    bert = BertModel(BertConfig(**saved["encoder"])).eval()
+    weights = tiny.load(folder / f"model-{step}.pt")
+    bert.load_state_dict({k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")})
+    tokenizer = BertTokenizer.from_pretrained(root / "bert")
+    rows = [line.split("\t") for line in (root / "data" / "QQP" / "dev.tsv").read_text().splitlines()[1:]]
+    found = []
+    for row in rows:
+        inputs = tokenizer(row[3], row[4], truncation="longest_first", max_length=tiny.SEQ_LEN, return_tensors="pt")
+        with torch.no_grad():
+            found.append(torch.cat(bert(**inputs, output_hidden_states=True).hidden_states[1:]))
+    return found
+
+
+def test_similarity_maps_against_the_library(root: Path) -> None:
+    tiny.run_script("run_pkd_distill", **tiny.student_flags(root))
+    flags = {"experiment": "student", "task": "qqp", "dataset": "dev", "ckpt": 6, "batch_size": 3} | tiny.paths(root)
+    tiny.run_script("run_fine_tune_eval", "--layers", **flags)
+    found = pictures(board(root, "student", "/eval"), "qqp/dev/similarity_map")
+    assert list(found) == [6, 8]
+    teacher = hidden_states(root, root / "runs" / "teacher_bert_qqp", 4)
+    for step, (values, _) in found.items():
+        student = hidden_states(root, root / "runs" / "student_bert_qqp", step)
+        total, count = np.zeros((2, 4)), 0
+        for s, t in zip(student, teacher, strict=True):
+            count += s.shape[1]
+            for i, j in np.ndindex(2, 4):
+                total[i, j] += torch.cosine_similarity(s[i], t[j], dim=1).sum().item()
+        np.testing.assert_allclose(values, total / count, atol=1e-5)
+    assert np.ptp(found[8][0]) > 0.05  # the cells differ, so equal ones say something
+
+
+def test_layers_needs_a_student_and_its_teacher(root: Path) -> None:
+    flags = {"task": "qqp", "dataset": "dev"} | tiny.paths(root)
+    with pytest.raises(UserError, match="--layers: --experiment teacher is no student of a teacher"):
+        tiny.run_script("run_fine_tune_eval", "--layers", experiment="teacher", **flags)
+    tiny.run_script("run_pkd_distill", **tiny.student_flags(root, total_step=2, warmup_step=1))
+    (root / "runs" / "teacher_bert_qqp" / "model-4.pt").unlink()
+    with pytest.raises(UserError, match="--layers: .*model-4.pt, the teacher of --experiment student, does not exist"):
+        tiny.run_script("run_fine_tune_eval", "--layers", experiment="student", **flags)
