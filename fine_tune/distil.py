@@ -17,7 +17,7 @@ from fine_tune.data.tokens import Batch, Tokens
 from fine_tune.methods.losses import hard_loss, layer_losses, soft_loss
 from fine_tune.methods.method import Hiddens, Method, Vectors
 from fine_tune.models import bert, pretrained
-from fine_tune.models.precision import autocast, compile_rows
+from fine_tune.models.precision import autocast, choose_threads, compile_rows
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import print0
 from fine_tune.training.optim import optimizer_group
@@ -125,6 +125,7 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     if flags.compile:
         compile_rows(student.encoder)
     sizes = bert.sizes(student.encoder.config)
+    choose_threads(sizes["hidden_size"])
     config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, teacher_sha256=teacher_sha256)
     task = Distillation(teacher, student, method, config, devices)
     task.about = (method_line(config, start.config.num_hidden_layers), about_teacher)

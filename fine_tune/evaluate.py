@@ -18,6 +18,7 @@ from fine_tune.core.files import atomic_write, read_json, waiting_lock, write_js
 from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.data.tokens import Tokens
 from fine_tune.models.bert import BertClassifier, empty_classifier, run_tokenizer
+from fine_tune.models.precision import choose_threads
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import open_writer, print0
 from fine_tune.training.run import load_split
@@ -32,6 +33,7 @@ def load_run(flags: Namespace) -> tuple[BertClassifier, Tokens]:
         flags.device_id = config.device_id
     device = distributed.select_devices(flags)["device_id"]
     model = empty_classifier(config, source).to(device)
+    choose_threads(model.encoder.config.hidden_size)
     tokenizer = run_tokenizer(config, folder, model.encoder.config.vocab_size, source)
     expected = TASKS[flags.task].num_class
     if config.num_class != expected:

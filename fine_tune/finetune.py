@@ -9,7 +9,7 @@ from fine_tune.data.layout import Layout, packed
 from fine_tune.data.tokens import Batch
 from fine_tune.methods.losses import hard_loss
 from fine_tune.models import bert, pretrained
-from fine_tune.models.precision import autocast, compile_rows
+from fine_tune.models.precision import autocast, choose_threads, compile_rows
 from fine_tune.training.optim import optimizer_group
 from fine_tune.training.run import BuiltTask, Devices, load_split, make_run_config, run
 from fine_tune.training.task import Task, TaskOutput
@@ -46,7 +46,9 @@ def build_task(flags: Namespace, devices: Devices) -> BuiltTask:
     if flags.compile:
         compile_rows(model.encoder)
     tokens, data_sha256 = load_split(flags, start.tokenizer)
-    config = make_run_config(flags, encoder=bert.sizes(start.config), data_sha256=data_sha256)
+    sizes = bert.sizes(start.config)
+    choose_threads(sizes["hidden_size"])
+    config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256)
     task = FineTuning(model, config, devices["device_id"])
     task.about = (f"{start.config.num_hidden_layers} layers; starts from {flags.ptrain_ver}",)
     return task, tokens, start.tokenizer, config

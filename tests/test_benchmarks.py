@@ -1,17 +1,14 @@
 """The benchmarks run through, and what they compare agrees; nothing is said about time."""
 
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parent.parent
+from tests.processes import Process
 
 
-def tables(*command: str) -> dict[str, list[dict[str, str]]]:
+def tables(benchmark: str, *words: str) -> dict[str, list[dict[str, str]]]:
     """Run a benchmark and return the rows of its tables by their first column's name and number, as in `variant 0`."""
-    output = subprocess.run([sys.executable, *command, "--tiny"], cwd=ROOT, check=True, capture_output=True, text=True)
+    code, output, said = Process(f"benchmarks/{benchmark}", *words, "--tiny").wait()
+    assert code == 0, said
     found: dict[str, list[dict[str, str]]] = {}
-    for block in output.stdout.split("\n\n"):
+    for block in output.split("\n\n"):
         if block.startswith("|"):
             columns, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
             number = sum(name.startswith(columns[0]) for name in found)
@@ -21,7 +18,7 @@ def tables(*command: str) -> dict[str, list[dict[str, str]]]:
 
 def test_speed_compares_what_is_equal() -> None:
     """The differences make the benchmark an oracle: distillation, fine-tuning and evaluation equal the plain code."""
-    found = tables("benchmarks/speed.py", "--pairs", "1", "--variants", "exact", "masked", "sampled")
+    found = tables("speed", "--pairs", "1", "--variants", "exact", "masked", "sampled")
     assert list(found) == ["variant 0", "ms 0", "variant 1", "variant 2", "rows 0", "script 0"]
     assert len(found["script 0"]) == 8
     for table, name, what in ((0, "exact", "gradients"), (1, "ours", "gradients"), (2, "ours", "logits")):
@@ -31,7 +28,7 @@ def test_speed_compares_what_is_equal() -> None:
 
 
 def test_growth_varies_every_factor() -> None:
-    found = tables("benchmarks/growth.py", "--steps", "1", "--variants", "exact", "masked")
+    found = tables("growth", "--steps", "1", "--variants", "exact", "masked")
     assert {name: len(rows) for name, rows in found.items()} == {
         "batch_size 0": 2,
         "max_seq_len 0": 2,

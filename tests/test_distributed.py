@@ -16,26 +16,17 @@ from fine_tune.core import interrupt, torchrun
 from fine_tune.core.errors import UserError
 from fine_tune.training import distributed
 from tests import golden, tiny
+from tests.processes import ROOT, Process, Ranks, arguments
 
-ROOT = Path(__file__).parent.parent
 
-
-def start(script: str, *switches: str, ranks: int = 2, **flags: object) -> subprocess.Popen:
-    """Start a script under torchrun."""
-    words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+def torchrun_two(script: str, **flags: object) -> subprocess.Popen:
+    """Start a script under torchrun itself; its own start takes ten times as long as that of `Ranks`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launcher, f"{script}.py", *switches, *words]
+    command = [*launcher, f"{script}.py", *arguments(**flags)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
-
-
-def run(script: str, *switches: str, **flags: object) -> tuple[int, str, str]:
-    """Run a script under torchrun; return its exit code, standard output and standard error."""
-    process = start(script, *switches, **flags)
-    out, complaint = process.communicate(timeout=300)
-    return process.returncode, out, complaint
 
 
 def wait_for(path: Path) -> None:
@@ -54,8 +45,8 @@ def test_two_processes_have_the_losses_of_one(golden_root: Path, name: str) -> N
     """21 examples in batches of 4, accumulated by 2: an epoch's last micro-batch of one leaves a rank without any."""
     script, own = golden.RUNS[name]
     flags = tiny.student_flags(golden_root, **{"dropout": 0, "accum_step": 2, "experiment": f"{name}-two"} | own)
-    code, _, complaint = run(script, **flags)
-    assert code == 0, complaint
+    codes, _, complaint = Ranks(script, **flags).wait()
+    assert codes == [0, 0], complaint
     assert losses(golden_root, f"{name}-two") == pytest.approx(list(golden.read(name).values()), rel=1e-5)
     one, two = (golden_root / "runs" / f"{run}_bert_qqp" for run in (name, f"{name}-two"))
     if not one.exists():
@@ -73,11 +64,12 @@ def test_two_processes_have_the_losses_of_one(golden_root: Path, name: str) -> N
     assert json.loads((two / "config.json").read_text())["ranks"] == 2
 
 
-def test_a_teacher_of_two_processes(root: Path) -> None:
+def test_a_teacher_of_two_processes_of_torchrun(root: Path) -> None:
     flags = tiny.teacher_flags(root, dropout=0, total_step=6)
     tiny.run_script("run_fine_tune", **flags | {"experiment": "one"})
-    code, _, complaint = run("run_fine_tune", **flags | {"experiment": "two"})
-    assert code == 0, complaint
+    process = torchrun_two("run_fine_tune", **flags | {"experiment": "two"})
+    _, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0, complaint
     assert losses(root, "two", "loss") == pytest.approx(losses(root, "one", "loss"), rel=1e-5)
 
 
@@ -87,8 +79,8 @@ def test_every_rank_drops_out_on_its_own(root: Path) -> None:
     (root / "twin" / "QQP").mkdir(parents=True)
     (root / "twin" / "QQP" / "train.tsv").write_text("\n".join([lines[0], lines[1], lines[1]]) + "\n")
     flags = tiny.student_flags(root, data_dir=root / "twin", batch_size=2, total_step=1, warmup_step=1, dropout=0.4)
-    code, _, complaint = run("run_pkd_distill", **flags | {"experiment": "two"})
-    assert code == 0, complaint
+    codes, _, complaint = Ranks("run_pkd_distill", **flags | {"experiment": "two"}).wait()
+    assert codes == [0, 0], complaint
     [both] = losses(root, "two")
     # One process with each rank's stream, on the one example:
     import numpy as np
@@ -109,44 +101,57 @@ def test_every_rank_drops_out_on_its_own(root: Path) -> None:
 
 
 def test_resume_under_the_same_number_of_ranks(root: Path) -> None:
-    """SIGTERM to torchrun, then the same command: bit for bit the undisturbed run. Another number is refused."""
-    flags = tiny.student_flags(root, total_step=200, ckpt_step=200, dropout=0.2, log_step=50, gate_lr=1e-3)
-    code, _, complaint = run("run_lad_distil", **flags | {"experiment": "whole"})
-    assert code == 0, complaint
-    process = start("run_lad_distil", **flags | {"experiment": "cut"})
+    """SIGTERM, then the same command: bit for bit the undisturbed run. Another number is refused."""
+    flags = tiny.student_flags(root, total_step=80, ckpt_step=80, dropout=0.2, log_step=20, gate_lr=1e-3)
+    codes, _, complaint = Ranks("run_lad_distil", **flags | {"experiment": "whole"}).wait()
+    assert codes == [0, 0], complaint
+    cut = Ranks("run_lad_distil", **flags | {"experiment": "cut"})
     folder = root / "runs" / "cut_bert_qqp"
     wait_for(folder / "config.json")
     time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    _, complaint = process.communicate(timeout=120)
-    assert process.returncode != 0
+    os.kill(cut.processes[1].pid, signal.SIGTERM)
+    codes, _, complaint = cut.wait()
+    assert codes == [143, 143]
     assert (folder / "state.pt").is_file(), complaint
     assert complaint.count("run_lad_distil.py: stopped: SIGTERM: saved after step") == 1, complaint
     step = tiny.load(folder / "state.pt")["step"]
-    assert 0 < step < 200
+    assert 0 < step < 80
     with pytest.raises(Exception, match="was started with 2 processes, now there are 1; go on with as many"):
         tiny.run_script("run_lad_distil", **flags | {"experiment": "cut"})
-    code, _, complaint = run("run_lad_distil", **flags | {"experiment": "cut"})
-    assert code == 0, complaint
+    codes, _, complaint = Ranks("run_lad_distil", **flags | {"experiment": "cut"}).wait()
+    assert codes == [0, 0], complaint
     assert f"resuming after step {step}" in complaint
-    for path in (root / "runs" / "whole_bert_qqp").glob("*-200.pt"):
+    for path in (root / "runs" / "whole_bert_qqp").glob("*-80.pt"):
         whole, cut = tiny.load(path), tiny.load(folder / path.name)
         assert all(torch.equal(cut[name], value) for name, value in whole.items()), path.name
     assert losses(root, "cut") == losses(root, "whole")
 
 
-@pytest.mark.parametrize("at_once", [False, True], ids=["one rank after the other", "torchrun and ranks at once"])
-def test_signals_stop_all_in_good_order(root: Path, at_once: bool) -> None:
-    """All save once, also a rank that hears of it from the other and then gets its own, or that gets several."""
-    process = start("run_pkd_distill", **tiny.student_flags(root, total_step=100_000, ckpt_step=100_000))
+def test_a_signal_to_one_rank_after_the_other_stops_all_in_good_order(root: Path) -> None:
+    """All save once, also the rank that hears of it from the other and then gets its own."""
+    two = Ranks("run_pkd_distill", **tiny.student_flags(root, total_step=100_000, ckpt_step=100_000))
+    folder = root / "runs" / "student_bert_qqp"
+    wait_for(folder / "config.json")
+    time.sleep(0.5)
+    for process in two.processes:
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.05)
+    codes, _, complaint = two.wait()
+    assert codes == [143, 143]
+    assert (folder / "state.pt").is_file(), complaint
+    assert complaint.count("run_pkd_distill.py: stopped: SIGTERM: saved after step") == 1, complaint
+
+
+def test_signals_to_torchrun_and_its_ranks_at_once_stop_all_in_good_order(root: Path) -> None:
+    """As a cluster ends a job: every rank hears its own signal, and the one that torchrun passes on."""
+    process = torchrun_two("run_pkd_distill", **tiny.student_flags(root, total_step=100_000, ckpt_step=100_000))
     folder = root / "runs" / "student_bert_qqp"
     wait_for(folder / "config.json")
     time.sleep(1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
-    for process_id in (*children, process.pid, *children) if at_once else children:
+    for process_id in (*children, process.pid, *children):
         os.kill(int(process_id), signal.SIGTERM)
-        time.sleep(0 if at_once else 0.05)
     _, complaint = process.communicate(timeout=120)
     assert (folder / "state.pt").is_file(), complaint
     assert complaint.count("run_pkd_distill.py: stopped: SIGTERM: saved after step") == 1, complaint
@@ -195,11 +200,11 @@ def test_evaluation_and_prediction_are_split_and_gathered(root: Path) -> None:
     tiny.run_script("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, **paths)
     known = json.loads((folder / "eval-dev.json").read_text()), (folder / "QQP.tsv").read_text()
     (folder / "eval-dev.json").unlink(), (folder / "QQP.tsv").unlink()
-    code, out, complaint = run("run_fine_tune_eval", dataset="dev", batch_size=3, **paths)
-    assert code == 0, complaint
+    codes, out, complaint = Ranks("run_fine_tune_eval", dataset="dev", batch_size=3, **paths).wait()
+    assert codes == [0, 0], complaint
     assert out.count("accuracy") == 1  # one table
-    code, _, complaint = run("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, **paths)
-    assert code == 0, complaint
+    codes, _, complaint = Ranks("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, **paths).wait()
+    assert codes == [0, 0], complaint
     assert (json.loads((folder / "eval-dev.json").read_text()), (folder / "QQP.tsv").read_text()) == known
 
 
@@ -212,11 +217,11 @@ def test_mistakes_are_said_once(root: Path) -> None:
         ),
         ({"mu": -1}, "--mu '-1': must be a finite number >= 0"),
     ):
-        code, _, complaint = run("run_lad_distil", **flags | changes)
-        assert code != 0
-        lines = [line for line in complaint.splitlines() if line.startswith("run_lad_distil.py: error: ")]
-        assert len(lines) == 1, complaint
-        assert expected in lines[0]
+        codes, _, complaint = Ranks("run_lad_distil", **flags | changes).wait()
+        assert codes == [2, 2]
+        [line] = complaint.splitlines()
+        assert line.startswith("run_lad_distil.py: error: ")
+        assert expected in line
     assert not (root / "runs" / "student_bert_qqp").exists()
 
 
@@ -231,23 +236,20 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_names_that_a_cluster_sets_mean_nothing_without_torchrun(root: Path) -> None:
-    words = [f"--{flag}={value}" for flag, value in tiny.student_flags(root, total_step=1, mu=-1).items()]
-    environment = os.environ | {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3"}
-    command = [sys.executable, "run_pkd_distill.py", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stderr == "run_pkd_distill.py: error: --mu '-1': must be a finite number >= 0\n"
-    command = [word if word != "--mu=-1" else "--mu=1" for word in command]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "done: " in done.stderr
+    environment = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3"}
+    for mu, code, said in ((-1, 2, "run_pkd_distill.py: error: --mu '-1': must be a finite"), (1, 0, "done: ")):
+        flags = tiny.student_flags(root, total_step=1, mu=mu)
+        process = Process("run_pkd_distill", environment=environment, **flags)
+        found, _, complaint = process.wait()
+        assert (found, complaint.count(said)) == (code, 1), complaint
 
 
 def test_what_stops_the_first_rank_stops_all(root: Path) -> None:
     """A file that only the first rank reads first is damaged: no rank waits for it, none writes."""
     path = root / "data" / "QQP" / "train.tsv"
     path.write_text(path.read_text() + "broken\n")
-    code, _, complaint = run("run_lad_distil", **tiny.student_flags(root, gate_lr=1e-3))
-    assert code != 0
-    assert complaint.count("train.tsv:23: has 1 columns instead of 6") == 1
-    assert "]: Traceback" not in complaint  # torchrun itself reports every failure with one
+    codes, _, complaint = Ranks("run_lad_distil", **tiny.student_flags(root, gate_lr=1e-3)).wait()
+    assert codes == [2, 2]
+    [line] = complaint.splitlines()
+    assert "train.tsv:23: has 1 columns instead of 6" in line
     assert not (root / "runs" / "student_bert_qqp").exists()

@@ -21,36 +21,29 @@ from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.training import checkpoint
 from tests import golden, tiny
 from tests.interruptions import in_child
-
-ROOT = Path(__file__).parent.parent
-
-
-def shell(script: str, *words: object, **flags: object) -> subprocess.CompletedProcess:
-    """Run a script in a process of its own."""
-    command = [sys.executable, ROOT / f"{script}.py", *words]
-    command += [word for flag, value in flags.items() for word in (f"--{flag}", value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([str(w) for w in command], capture_output=True, text=True, env=environment, timeout=120)
+from tests.processes import ROOT, Process, arguments
 
 
 def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
     root = tmp_path
     tiny.make_bert(root / "bert")
     tiny.make_qqp(root / "data")
-    teacher, student = tiny.teacher_flags(root), tiny.student_flags(root)
-    for script, flags in (("run_fine_tune", teacher), ("run_lad_distil", student)):
-        done = shell(script, **flags)
-        assert done.returncode == 0, done.stderr
-        assert "loss: " in done.stderr
-    assert "logits_loss: " in done.stderr
-    assert "hidden_loss: " in done.stderr
+    code, _, said = Process("run_fine_tune", **tiny.teacher_flags(root)).wait()
+    assert code == 0, said
+    assert "loss: " in said
+    command = [sys.executable, "run_lad_distil.py", *arguments(**tiny.student_flags(root))]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("logits_loss: ", "hidden_loss: "):
+        assert name in done.stderr
     run = root / "runs" / "student_bert_qqp"
     names = {f"{part}-{step}.pt" for part in ("model", "gate-1", "gate-2", "gate-3") for step in (2, 4, 6, 8)}
     assert {path.name for path in run.iterdir()} == names | {"config.json", "tokenizer"}
 
-    done = shell("run_fine_tune_eval", experiment="student", task="qqp", dataset="dev", ckpt=4, **tiny.paths(root))
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    flags = {"experiment": "student", "task": "qqp"} | tiny.paths(root)
+    code, out, said = Process("run_fine_tune_eval", dataset="dev", ckpt=4, **flags).wait()
+    assert code == 0, said
+    lines = out.splitlines()
     assert lines[0].split() == ["step", "accuracy", "f1_score", "eval_loss"]
     assert [line.split()[0] for line in lines[1:4]] == ["4", "6", "8"]
     saved = json.loads((run / "eval-dev.json").read_text())
@@ -59,10 +52,8 @@ def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
         shown = tiny.curve(root / "runs", "student_bert_qqp/eval", f"qqp/dev/{tag}")
         assert shown == pytest.approx({row["step"]: row[tag] for row in saved["checkpoints"]}, rel=1e-6)
 
-    done = shell(
-        "generate_test_prediction", experiment="student", task="qqp", dataset="test", ckpt=8, **tiny.paths(root)
-    )
-    assert done.returncode == 0, done.stderr
+    code, _, said = Process("generate_test_prediction", dataset="test", ckpt=8, **flags).wait()
+    assert code == 0, said
     rows = (run / "QQP.tsv").read_text().split("\n")
     assert rows[0] == "index\tprediction"
     assert [row.split("\t")[0] for row in rows[1:-1]] == [str(index) for index in range(7)]
@@ -292,10 +283,10 @@ def test_overwrite_moves_the_old_run_aside(root: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_missing_gpu_is_one_line(root: Path) -> None:
     before = snapshot(root)
-    done = shell("run_lad_distil", **tiny.student_flags(root, device_id=0, tdevice_id=1))
-    assert done.returncode == 2
+    code, _, said = Process("run_lad_distil", **tiny.student_flags(root, device_id=0, tdevice_id=1)).wait()
+    assert code == 2
     expected = "--tdevice_id 1: no such GPU; --device_id 0: no such GPU; --gate_device_id 0: no such GPU; this machine "
-    assert done.stderr == f"run_lad_distil.py: error: {expected}has 0 GPUs; -1 is the CPU\n"
+    assert said == f"run_lad_distil.py: error: {expected}has 0 GPUs; -1 is the CPU\n"
     assert snapshot(root) == before
 
 
@@ -327,8 +318,8 @@ def test_a_broken_data_file_writes_nothing(root: Path) -> None:
     path = root / "data" / "QQP" / "train.tsv"
     path.write_text(path.read_text() + "1\t2\t3\n")
     before = snapshot(root)
-    done = shell("run_lad_distil", **tiny.student_flags(root))
-    assert done.returncode == 2
+    code, _, said = Process("run_lad_distil", **tiny.student_flags(root)).wait()
+    assert code == 2
     expected = f"{path}:23: has 3 columns instead of 6, separated by TAB"
-    assert done.stderr == f"run_lad_distil.py: error: {expected}\n"
+    assert said == f"run_lad_distil.py: error: {expected}\n"
     assert snapshot(root) == before

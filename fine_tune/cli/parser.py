@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -11,7 +12,7 @@ from typing import NoReturn
 
 from fine_tune.cli.checks import Check, require
 from fine_tune.cli.flags import REQUIRED, Flag, FlagGroup
-from fine_tune.core import interrupt, torchrun
+from fine_tune.core import interrupt, threads, torchrun
 from fine_tune.core.errors import Stop, UserError
 
 NO_VALUE = object()
@@ -124,6 +125,9 @@ def parse(
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call a script's main; a Stop becomes one line `<script>: error: <message>` and its exit code."""
     interrupt.listen()
+    note = threads.prepare()  # before main imports torch
+    if note and torchrun.is_main_process():
+        print(note, file=sys.stderr)
     try:
         try:
             main()
@@ -132,6 +136,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except Stop as stop:
         if torchrun.LOCAL_RANK == 0:  # the others on this machine stop for the same reason
             print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)
+        else:
+            time.sleep(2)  # torchrun ends all when one has failed: let the one that speaks come first
         sys.exit(stop.exit_code)
     sys.exit(0)
 

@@ -1,4 +1,4 @@
-"""How numbers are computed: --precision and --compile. Parameters, optimisers, losses and statistics stay in fp32."""
+"""How numbers are computed: --precision, --compile, threads. Parameters, optimisers, losses, statistics stay fp32."""
 
 import os
 import shutil
@@ -9,8 +9,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from transformers import BertModel
 
+from fine_tune.core import threads
 from fine_tune.core.errors import UserError
 
+SMALL = 64  # hidden size up to which a second thread costs more than it does
 AMPERE = (8, 0)  # the first generation of NVIDIA GPUs with TF32 and bf16
 
 
@@ -24,6 +26,12 @@ def check_precision(config: Namespace, devices: list[torch.device]) -> None:
             if reason:
                 raise UserError(f"--precision {config.precision}: {reason}")
     torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"  # what bf16 leaves in fp32 is no sharper
+
+
+def choose_threads(hidden_size: int) -> None:
+    """Compute with one thread where the model is SMALL, unless the user has set their number."""
+    if hidden_size <= SMALL and not threads.GIVEN:
+        torch.set_num_threads(1)
 
 
 def unsupported_reason(precision: str, device: torch.device) -> str:

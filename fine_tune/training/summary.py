@@ -47,7 +47,9 @@ def print_summary(folder: Path, config: Namespace, task: Task, tokens: Tokens) -
     print0(f"{millions['model']:.1f} M parameters{and_gates}")
     epochs = config.total_step * config.batch_size / len(tokens)
     size = f"{config.batch_size} examples ({config.accum_step} x {micro}{split})"
-    print0(f"{config.total_step} steps of {size}, {epochs:.1f} epochs")
+    count = torch.get_num_threads()
+    threads = f"; {count} thread{'s' * (count > 1)}" if config.device_id < 0 else ""
+    print0(f"{config.total_step} steps of {size}, {epochs:.1f} epochs{threads}")
     median = f"{np.median(lengths):.0f} word pieces in the median"
     print0(f"texts: {median}; {cut:.1%} fill --max_seq_len {config.max_seq_len}, and may be cut")
     print0(
