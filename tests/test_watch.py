@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from fine_tune.core.errors import UserError
+from fine_tune.data.tokens import epoch_order
 from fine_tune.methods.method import SHARES
 from fine_tune.training.pictures import CELL, LEFT, TOP, colour
-from tests import golden, tiny
+from tests import golden, reference, tiny
 from tests.built import METHODS, distillation, make_tokens
 
 ROOT = Path(__file__).parent.parent
@@ -254,20 +256,15 @@ def test_seeds_share_a_row_under_hparams(root: Path) -> None:
     assert metrics["eval", "qqp/dev/eval_loss"] == pytest.approx(sum(last) / 2)
 
 
-def hidden_states(root: Path, folder: Path, step: int) -> list[torch.Tensor]:
-    """Return the library's states of each example of dev after every layer, without padding, (L, n, D) each."""
+@torch.no_grad()
+def library_states(folder: Path, step: int, *batches: dict[str, torch.Tensor]) -> Any:
+    """Return the library's states (L, B, S, D) of a run's checkpoint after every layer, for each batch."""
     saved = json.loads((folder / "config.json").read_text())
     bert = BertModel(BertConfig(**saved["encoder"])).eval()
     weights = tiny.load(folder / f"model-{step}.pt")
     bert.load_state_dict({k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")})
-    tokenizer = BertTokenizer.from_pretrained(root / "bert")
-    rows = [line.split("\t") for line in (root / "data" / "QQP" / "dev.tsv").read_text().splitlines()[1:]]
-    found = []
-    for row in rows:
-        inputs = tokenizer(row[3], row[4], truncation="longest_first", max_length=tiny.SEQ_LEN, return_tensors="pt")
-        with torch.no_grad():
-            found.append(torch.cat(bert(**inputs, output_hidden_states=True).hidden_states[1:]))
-    return found
+    found = [torch.stack(bert(**inputs, output_hidden_states=True).hidden_states[1:]) for inputs in batches]
+    return found[0] if len(found) == 1 else found
 
 
 def test_similarity_maps_against_the_library(root: Path) -> None:
@@ -276,14 +273,17 @@ def test_similarity_maps_against_the_library(root: Path) -> None:
     tiny.run_script("run_fine_tune_eval", "--layers", **flags)
     found = pictures(board(root, "student", "/eval"), "qqp/dev/similarity_map")
     assert list(found) == [6, 8]
-    teacher = hidden_states(root, root / "runs" / "teacher_bert_qqp", 4)
+    rows = [line.split("\t") for line in (root / "data" / "QQP" / "dev.tsv").read_text().splitlines()[1:]]
+    tokenizer, options = BertTokenizer.from_pretrained(root / "bert"), {"max_length": 16, "return_tensors": "pt"}
+    inputs = [tokenizer(row[3], row[4], truncation="longest_first", **options) for row in rows]  # without padding
+    teacher = library_states(root / "runs" / "teacher_bert_qqp", 4, *inputs)
     for step, (values, _) in found.items():
-        student = hidden_states(root, root / "runs" / "student_bert_qqp", step)
+        student = library_states(root / "runs" / "student_bert_qqp", step, *inputs)
         total, count = np.zeros((2, 4)), 0
         for s, t in zip(student, teacher, strict=True):
-            count += s.shape[1]
+            count += s.shape[2]
             for i, j in np.ndindex(2, 4):
-                total[i, j] += torch.cosine_similarity(s[i], t[j], dim=1).sum().item()
+                total[i, j] += torch.cosine_similarity(s[i], t[j], dim=2).sum().item()
         np.testing.assert_allclose(values, total / count, atol=1e-5)
     assert np.ptp(found[8][0]) > 0.05  # the cells differ, so equal ones say something
 
@@ -296,3 +296,36 @@ def test_layers_needs_a_student_and_its_teacher(root: Path) -> None:
     (root / "runs" / "teacher_bert_qqp" / "model-4.pt").unlink()
     with pytest.raises(UserError, match="--layers: .*model-4.pt, the teacher of --experiment student, does not exist"):
         tiny.run_script("run_fine_tune_eval", "--layers", experiment="student", **flags)
+
+
+@pytest.mark.parametrize("name", ["lad", "alp-kd-hidden-v2"])
+def test_a_share_map_in_the_event_file_is_that_of_the_step(root: Path, name: str) -> None:
+    """Step 1 runs on the initial weights, which checkpoint 1 holds: states of the library, then cell by cell."""
+    script, own = golden.RUNS[name]
+    flags = tiny.student_flags(root, total_step=1, warmup_step=1, ckpt_step=1, log_step=1, dropout=0) | own
+    tiny.run_script(script, **flags)
+    [found] = (values for values, _ in pictures(board(root, "student"), f"{TAG}/{SHARES}").values())
+    rows = [line.split("\t") for line in (root / "data" / "QQP" / "train.tsv").read_text().splitlines()[1:]]
+    chosen = [rows[index] for index in epoch_order(42, 0, len(rows))[:4]]
+    tokenizer = BertTokenizer.from_pretrained(root / "bert")
+    runs = root / "runs"
+    t = library_states(runs / "teacher_bert_qqp", 4, reference.encode(tokenizer, chosen, tiny.SEQ_LEN))
+    s = library_states(runs / "student_bert_qqp", 1, reference.encode(tokenizer, chosen, tiny.SEQ_LEN))
+    shares = np.zeros((2, 4))
+    if name == "lad":
+        a, openings = t[0], {1: torch.ones(())}
+        for k in (2, 3, 4):
+            gate = reference.gate(tiny.SEQ_LEN, 16, tiny.load(runs / "student_bert_qqp" / f"gate-{k - 1}-1.pt"))
+            openings[k] = torch.sigmoid(gate["linear"](a))
+            a = gate["layernorm"](openings[k] * t[k - 1] + (1 - openings[k]) * a)
+        for i, j in [(1, 1), (1, 2), *((2, j) for j in (1, 2, 3, 4))]:
+            part = openings[j]
+            for m in range(j + 1, 2 * i + 1):
+                part = part * (1 - openings[m])
+            shares[i - 1, j - 1] = part.mean().item()
+    else:
+        for i in (1, 2):
+            scores = torch.stack([(t[j] * s[i - 1]).sum(2) / 4 for j in range(2 * i)])  # sqrt(D) = 4
+            shares[i - 1, : 2 * i] = scores.softmax(0).mean((1, 2))
+    np.testing.assert_allclose(found, shares, atol=1e-5)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
