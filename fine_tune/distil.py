@@ -111,9 +111,9 @@ class Distillation(Task):
 def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, rule: Rule) -> BuiltTask:
     """Put teacher, student and method together, and load the split that the teacher learned."""
     source = f"--teacher_exp {flags.teacher_exp}"
-    about_teacher = teacher_line(flags)
     start = pretrained.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
     require(student_problems(flags, bert.sizes(start.config), rule))
+    about_teacher = teacher_line(flags)
     folder = teacher_folder(flags)
     tokenizer = bert.run_tokenizer(flags.teacher_config, folder, start.config.vocab_size, source)
     tokens, data_sha256 = load_split(flags, tokenizer)
