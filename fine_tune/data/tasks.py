@@ -33,6 +33,10 @@ class TaskSpec:
         """Return the splits that can be trained on or evaluated."""
         return [name for name, split in self.splits.items() if split.label is not None]
 
+    def dev(self) -> str:
+        """Return the split on which models are chosen and compared: dev, of several the first."""
+        return next(name for name in self.labelled() if name != "train")
+
 
 def usual(folder: str, columns: int, text: int, pair: int | None, label: int, test: Split) -> dict[str, Split]:
     """Return the splits of a task whose train and dev files share one layout."""
