@@ -9,7 +9,8 @@ def main() -> None:
     """Read the flags, then evaluate."""
     ckpt = flags.Flag("ckpt", flags.integer(0), "first step to evaluate", "0")
     again = flags.Flag("again", None, "score what was scored before, too")
-    given = parser.parse(__doc__, flags.evaluation(ckpt, again), checks.EVALUATION, EXAMPLE)
+    layers = flags.Flag("layers", None, "draw how alike the student's and the teacher's layers are, for tensorboard")
+    given = parser.parse(__doc__, flags.evaluation(ckpt, again, layers), checks.EVALUATION, EXAMPLE)
     from fine_tune.evaluate import evaluate  # after the flags: importing torch takes seconds
 
     evaluate(given)

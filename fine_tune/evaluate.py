@@ -3,7 +3,6 @@
 Shapes: n examples of the split, C classes.
 """
 
-import math
 import time
 from argparse import Namespace
 from contextlib import ExitStack
@@ -13,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
-from sklearn import metrics
 from torch.utils.tensorboard import SummaryWriter
 
 from fine_tune.cli.evaluations import (
@@ -27,68 +24,18 @@ from fine_tune.cli.evaluations import (
     scored,
 )
 from fine_tune.cli.runs import is_finished, last_written, log_folder, own_folder
-from fine_tune.core import interrupt
-from fine_tune.core.errors import NotFinite, UserError
+from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_write, sha256, waiting_lock, write_json
-from fine_tune.data.layout import packed
 from fine_tune.data.logits import read_logits, write_logits
 from fine_tune.data.tasks import TASKS, TaskSpec
-from fine_tune.data.tokens import Tokens, by_length
-from fine_tune.methods.losses import hard_loss
+from fine_tune.data.tokens import Tokens
 from fine_tune.models.bert import BertClassifier, empty_classifier, run_tokenizer
 from fine_tune.models.precision import choose_threads
 from fine_tune.training import checkpoint, distributed
-from fine_tune.training.log import open_writer, print0, progress
+from fine_tune.training.log import open_writer, print0
 from fine_tune.training.run import load_split
-
-
-def correlation(of: Any, labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Return a correlation coefficient, nan where it is not defined (constant or too few values)."""
-    if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-        return math.nan
-    return float(of(labels, predictions).statistic)
-
-
-METRICS = {
-    "accuracy": metrics.accuracy_score,
-    "f1_score": partial(metrics.f1_score, zero_division=0),
-    "matthews": metrics.matthews_corrcoef,
-    "pearson": partial(correlation, stats.pearsonr),
-    "spearman": partial(correlation, stats.spearmanr),
-}
-
-
-@torch.inference_mode()
-def predict(model: BertClassifier, tokens: Tokens, batch_size: int, path: Path) -> np.ndarray:
-    """Return the logits (n, C) of all examples in their order, by the model of the checkpoint `path`.
-
-    Batches hold examples of similar length. Raises NotFinite naming `path` when a logit is none.
-    """
-    model.eval()
-    device = model.linear_layer.weight.device
-    logits = np.zeros((len(tokens), model.linear_layer.out_features), np.float32)
-    with progress(len(tokens), 0, "ex") as bar:
-        bar.set_description(path.stem)
-        for number, chosen in enumerate(by_length(tokens.lengths(), batch_size)):
-            if number % distributed.WORLD_SIZE == distributed.RANK:
-                lengths = tokens.lengths(chosen)
-                batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
-                logits[chosen] = model(batch, cls_only=True)[0].cpu().numpy()
-            bar.update(len(chosen))
-            # Once a round of the ranks: asking after every batch would let them work one at a time only.
-            if number % distributed.WORLD_SIZE == 0 and distributed.interrupted():
-                interrupt.poll("what was evaluated before is saved; the same command does the rest")
-    logits = distributed.all_reduce_sum(logits)  # each row is one rank's, and zero in the others
-    if not np.isfinite(logits).all():
-        raise NotFinite(f"{path}: gives logits that are not finite, so nothing is written; use an earlier checkpoint")
-    return logits
-
-
-def scores(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the task's metrics and eval_loss = mean CE (MSE for regression) of logits (n, C) against labels (n,)."""
-    predictions = logits.argmax(1) if spec.labels else logits[:, 0]
-    loss = hard_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    return {name: float(METRICS[name](labels, predictions)) for name in spec.metrics} | {"eval_loss": loss}
+from fine_tune.training.scoring import METRICS, predict, scores
+from fine_tune.training.similarity import draw_similarity
 
 
 def load_run(flags: Namespace) -> tuple[BertClassifier, Tokens]:
@@ -141,6 +88,9 @@ def evaluate(flags: Namespace) -> None:
                 how = circumstances(model, digest, time.perf_counter() - clock)
                 keep = partial(record, flags, started, writer, step, logits, tokens.labels, how, facts)
                 found.append(distributed.on_main_process(keep))
+        if flags.layers and (found or before):
+            every = sorted(row["step"] for row in (*found, *before))
+            distributed.on_main_process(partial(draw_similarity, flags, model, tokens, writer, every))
     if not found and not before:
         raise UserError(f"--experiment {flags.experiment}: all checkpoints in {folder} have gone meanwhile")
     if not found:

@@ -42,7 +42,13 @@ TRAINING = {
     "log_step": 500,
     "ckpt_step": 1000,
 }
-TEACHER_USE = {"teacher_exp": REQUIRED, "tmodel": "bert", "tckpt": REQUIRED, "tdevice_id": "--device_id"}
+TEACHER_USE = {
+    "teacher_exp": REQUIRED,
+    "tmodel": "bert",
+    "tckpt": REQUIRED,
+    "tdevice_id": "--device_id",
+    "weak_teacher": False,
+}
 STUDENT = {
     "d_model": 768,
     "d_ff": 3072,
@@ -76,7 +82,7 @@ PATHS = {
     "data_dir": str(ROOT / "data" / "fine_tune"),
     "experiment_dir": str(ROOT / "data" / "fine_tune_experiment"),
 }
-RUNS = {"overwrite": False, "keep_last": None}
+RUNS = {"overwrite": False, "keep_last": None, "dry_run": False, "eval_step": None, "eval_dataset": None}
 SPEED = {"precision": "fp32", "compile": False}
 
 TEACHING = EXPERIMENT | {"device_id": 0} | DATA_SPLIT | TEACHER | TRAINING | SPEED | PATHS | RUNS
@@ -100,7 +106,7 @@ SCRIPTS = {
     "run_lad_distil.py": DISTILLING | GATES,
     "run_lad_no_distil.py": DISTILLING | GATES,
     "run_probing_lad.py": DISTILLING | GATES | {"probing_exp": REQUIRED, "gate_indices": None, "student_indices": None},
-    "run_fine_tune_eval.py": EVALUATING | {"ckpt": 0, "again": False},
+    "run_fine_tune_eval.py": EVALUATING | {"ckpt": 0, "again": False, "layers": False},
     "generate_test_prediction.py": EVALUATING | {"ckpt": REQUIRED},
 }
 
@@ -196,7 +202,8 @@ def alp(argv: list[str]) -> Namespace:
 
 
 def evaluate(argv: list[str]) -> Namespace:
-    own = flags.Flag("ckpt", flags.integer(0), "", "0"), flags.Flag("again", None, "")
+    own = [flags.Flag("ckpt", flags.integer(0), "", "0")]
+    own += [flags.Flag(switch, None, "") for switch in ("again", "layers")]
     return parser.parse("", flags.evaluation(*own), checks.EVALUATION, "", argv)
 
 

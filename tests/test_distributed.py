@@ -233,7 +233,7 @@ def test_mistakes_are_said_once(root: Path) -> None:
         ({"mu": -1}, "--mu '-1': must be a finite number >= 0"),
     ):
         codes, _, complaint = Ranks("run_lad_distil", **flags | changes).wait()
-        assert codes == [2, 2]
+        assert 2 in codes  # whoever has not said it by then is ended, as torchrun ends it
         [line] = complaint.splitlines()
         assert line.startswith("run_lad_distil.py: error: ")
         assert expected in line

@@ -193,10 +193,10 @@ def test_one_writer(root: Path) -> None:
     flags = tiny.student_flags(root)
     with files.locked(root / "runs" / "student_bert_qqp"):
         with pytest.raises(UserError, match="another process is training here"):
-            tiny.run_script("run_lad_distil", **flags)
+            tiny.run_script("run_lad_distil", "--weak_teacher", **flags)
         with files.locked(root / "runs" / "teacher_bert_qqp"):
             evaluation(root)()
-    tiny.run_script("run_lad_distil", **flags)
+    tiny.run_script("run_lad_distil", "--weak_teacher", **flags)
 
 
 def test_evaluation_points_made_meanwhile_stay(root: Path) -> None:
@@ -209,7 +209,7 @@ def test_evaluation_points_made_meanwhile_stay(root: Path) -> None:
     assert in_child(lambda: tiny.run_script(script, **flags))[0] == 0
     assert tiny.curves(root / "broken", "run_bert_qqp/eval") == before
     training = tiny.curves(root / "broken", "run_bert_qqp")
-    assert set(training) == {"qqp/train/loss", "qqp/train/lr"}
+    assert not any("dev" in tag for tag in training)
     assert list(training["qqp/train/loss"]) == list(range(1, 13))
 
 

@@ -150,6 +150,26 @@ def existing_checkpoint(flags: Namespace) -> Iterator[str]:
         yield f"--ckpt {flags.ckpt}: {path} does not exist"
 
 
+@needs("layers", "run_config", "experiment", "task", "experiment_dir")
+def teacher_at_hand(flags: Namespace) -> Iterator[str]:
+    """--layers compares a student with its teacher, whose config becomes `flags.teacher_config`."""
+    run = flags.run_config
+    if not flags.layers:
+        return
+    if not all(hasattr(run, name) for name in ("teacher_exp", "tmodel", "tckpt")):
+        yield f"--layers: --experiment {flags.experiment} is no student of a teacher that its config.json names"
+        return
+    folder = teacher_folder(Namespace(**vars(run) | {"experiment_dir": flags.experiment_dir}))
+    try:
+        flags.teacher_config = read_run("layers", folder, flags.task)
+    except UserError as error:
+        yield str(error)
+        return
+    path = folder / f"model-{run.tckpt}.pt"
+    if not path.is_file():
+        yield f"--layers: {path}, the teacher of --experiment {flags.experiment}, does not exist"
+
+
 @needs("teacher_exp", "tmodel", "tckpt", "task", "experiment_dir")
 def teacher_run(flags: Namespace) -> Iterator[str]:
     """A distiller needs its teacher's config, which becomes `flags.teacher_config`, its checkpoint and its data.
@@ -250,9 +270,20 @@ def picture_format(flags: Namespace) -> Iterator[str]:
         yield f"--plot {flags.plot}: needs matplotlib: pip install matplotlib"
 
 
-TRAINING: tuple[Check, ...] = (accumulation, warm_up)
+@needs("task", "eval_step", "eval_dataset")
+def evaluation_beside(flags: Namespace) -> Iterator[str]:
+    """--eval_step reads a split with labels, by default dev; without it no split is read."""
+    if flags.eval_step is None:
+        if flags.eval_dataset is not None:
+            yield f"--eval_dataset {flags.eval_dataset}: has no meaning without --eval_step; leave it out"
+        return
+    flags.eval_dataset = flags.eval_dataset or TASKS[flags.task].dev()
+    yield from split_problems(flags, flags.eval_dataset, TASKS[flags.task].labelled(), "--eval_dataset")
+
+
+TRAINING: tuple[Check, ...] = (accumulation, warm_up, evaluation_beside)
 FINE_TUNING: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_folder)
-EVALUATION: tuple[Check, ...] = (labelled_split, existing_run)
+EVALUATION: tuple[Check, ...] = (labelled_split, existing_run, teacher_at_hand)
 REPORT: tuple[Check, ...] = (reported_score, picture_format)
 PREDICTION: tuple[Check, ...] = (any_split, existing_run, existing_checkpoint)
 

@@ -237,6 +237,7 @@ def teacher_use() -> FlagGroup:
         Flag("tmodel", plain_name, "model name of the teacher's run", "bert"),
         Flag("tckpt", integer(0), "step of the teacher's checkpoint"),
         Flag("tdevice_id", integer(-1), "where the teacher runs: -1 = CPU, n = cuda:n", falls_back="--device_id"),
+        Flag("weak_teacher", None, "go on with a teacher that is no better on dev than the majority class"),
     ]
 
 
@@ -301,6 +302,9 @@ def runs() -> FlagGroup:
     return "runs", [
         Flag("keep_last", integer(1), "checkpoints to keep, counted from the newest", falls_back="all"),
         Flag("overwrite", None, "start afresh; the run that is there is moved aside"),
+        Flag("dry_run", None, "check everything, do a few steps in memory, say what to expect; write nothing"),
+        Flag("eval_step", integer(1), "steps between two evaluations; changes no number", falls_back="off"),
+        Flag("eval_dataset", plain_name, "split for --eval_step", falls_back="dev, of MNLI dev_matched"),
     ]
 
 

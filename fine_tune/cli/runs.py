@@ -17,7 +17,8 @@ INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
 RESUMABLE_FLAGS = set(
-    "device_id tdevice_id gate_device_id cache_teacher log_step ckpt_step keep_last data_dir experiment_dir".split()
+    "device_id tdevice_id gate_device_id cache_teacher log_step ckpt_step keep_last data_dir experiment_dir "
+    "weak_teacher eval_step eval_dataset".split()
 )
 NOT_FLAGS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json all the same
 
@@ -47,12 +48,6 @@ def data_file(flags: Namespace, split: Split) -> Path:
     """Return the file of `split` below --data_dir: the first of its names that exists, or else the first name."""
     paths = [Path(flags.data_dir) / name for name in split.files]
     return next((path for path in paths if os.path.isfile(path)), paths[0])
-
-
-def shared_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run's config.json that its repeats with other seeds have in common."""
-    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks"}
-    return {name: value for name, value in config.items() if name not in own}
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -101,6 +96,12 @@ def read_teacher(flags: Namespace) -> Namespace:
     if teacher.kind != "teacher":
         raise UserError(f"--teacher_exp {flags.teacher_exp}: {folder} holds a {teacher.kind}, not a fine-tuned teacher")
     return teacher
+
+
+def shared_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run's config.json that its repeats with other seeds have in common."""
+    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks", "wall_seconds", "peak_memory_gib"}
+    return {name: value for name, value in config.items() if name not in own}
 
 
 # --- a run that is there already --------------------------------------------------------------------------------------
