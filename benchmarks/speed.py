@@ -27,10 +27,10 @@ from benchmarks import common  # noqa: E402
 from benchmarks.common import ON_GPU, VARIANTS, Job, Shape, Watch, Worker, distil_flops, forward_flops  # noqa: E402
 from fine_tune.data.layout import full  # noqa: E402
 from fine_tune.data.tokens import Batch, Tokens  # noqa: E402
-from fine_tune.evaluate import predict  # noqa: E402
 from fine_tune.finetune import FineTuning  # noqa: E402
 from fine_tune.methods.losses import hard_loss  # noqa: E402
 from fine_tune.models.bert import BertClassifier  # noqa: E402
+from fine_tune.training.scoring import predict  # noqa: E402
 from tests import reference  # noqa: E402
 
 HEAD = (

@@ -27,35 +27,13 @@ from fine_tune.cli.runs import is_finished, last_written, log_folder, own_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_write, sha256, waiting_lock, write_json
 from fine_tune.data.logits import read_logits, write_logits
-from fine_tune.data.tasks import TASKS, TaskSpec
-from fine_tune.data.tokens import Tokens
-from fine_tune.models.bert import BertClassifier, empty_classifier, run_tokenizer
-from fine_tune.models.precision import choose_threads
+from fine_tune.data.tasks import TaskSpec, task_spec
+from fine_tune.models.bert import BertClassifier
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import open_writer, print0
-from fine_tune.training.run import load_split
-from fine_tune.training.scoring import METRICS, predict, scores
+from fine_tune.training.saved_run import load_run
+from fine_tune.training.scoring import METRICS, leaderboard_values, predict, prediction_file, scores
 from fine_tune.training.similarity import draw_similarity
-
-
-def load_run(flags: Namespace) -> tuple[BertClassifier, Tokens]:
-    """Return an empty model of the run's shape on its device, and the split that `flags` name.
-
-    The checksum of the split's file becomes `flags.data_sha256`.
-    """
-    config, folder, source = flags.run_config, own_folder(flags), f"--experiment {flags.experiment}"
-    if flags.device_id is None:
-        flags.device_id = config.device_id
-    device = distributed.select_devices(flags)["device_id"]
-    model = empty_classifier(config, source).to(device)
-    choose_threads(model.encoder.config.hidden_size)
-    tokenizer = run_tokenizer(config, folder, model.encoder.config.vocab_size, source)
-    expected = TASKS[flags.task].num_class
-    if config.num_class != expected:
-        raise UserError(f"{source}: has {config.num_class} classes, but --task {flags.task} needs {expected}")
-    flags.max_seq_len = config.max_seq_len
-    tokens, flags.data_sha256 = load_split(flags, tokenizer)
-    return model, tokens
 
 
 def evaluate(flags: Namespace) -> None:
@@ -102,7 +80,7 @@ def evaluate(flags: Namespace) -> None:
 
 def split_facts(flags: Namespace, labels: np.ndarray) -> dict[str, Any]:
     """Return what the evaluation file says once of the split: rows, checksum, and the majority class' scores."""
-    spec = TASKS[flags.task]
+    spec = task_spec(flags)
     # For regression the mean, a constant too: no correlation is defined, and nan says so.
     constant = np.bincount(labels).argmax() if spec.labels else labels.mean()
     majority = {name: float(METRICS[name](labels, np.full(len(labels), constant))) for name in spec.metrics}
@@ -162,7 +140,7 @@ def record(
 
     Raises UserError when the run's config.json is no longer the one written when `started`.
     """
-    spec = TASKS[flags.task]
+    spec = task_spec(flags)
     values = scores(spec, logits, labels)
     counts = {"predicted": np.bincount(logits.argmax(1), minlength=spec.num_class).tolist()} if spec.labels else {}
     row = {"step": step} | values | counts | how
@@ -211,7 +189,7 @@ def without_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 def print_result(flags: Namespace, found: list[Row], before: list[Row], facts: dict[str, Any]) -> None:
     """Print the table of all rows, and notes of what was known before and of a run that still trains."""
-    print(table(sorted([*found, *before], key=lambda row: row["step"]), facts["majority"], TASKS[flags.task].labels))
+    print(table(sorted([*found, *before], key=lambda row: row["step"]), facts["majority"], task_spec(flags).labels))
     if before:
         steps = ", ".join(str(row["step"]) for row in before)
         print0(f"note: not scored again, for neither weights nor data have changed (--again does): step {steps}")
@@ -253,7 +231,7 @@ def write_predictions(flags: Namespace) -> None:
     model, tokens = load_run(flags)
     model_path = folder / f"model-{flags.ckpt}.pt"
     checkpoint.load_weights(model, model_path)
-    spec = TASKS[flags.task]
+    spec = task_spec(flags)
     logits = predict(model, tokens, flags.batch_size, model_path)
     path = folder / f"{upload_name(spec, flags.dataset)}.tsv"
     distributed.on_main_process(lambda: write_tsv(path, leaderboard_values(spec, logits)))
@@ -262,8 +240,7 @@ def write_predictions(flags: Namespace) -> None:
 def write_tsv(path: Path, values: list[str]) -> None:
     """Write one line per value, numbered from 0, below a header."""
     with atomic_write(path) as file:
-        lines = (f"{index}\t{value}\n" for index, value in enumerate(values))
-        file.write(("index\tprediction\n" + "".join(lines)).encode())
+        file.write(prediction_file(values))
     print0(f"written: {path} ({len(values)} predictions)")
 
 
@@ -271,10 +248,3 @@ def upload_name(spec: TaskSpec, dataset: str) -> str:
     """Return the leaderboard's name of a split's file; splits that are not handed in add their name to the folder's."""
     split = spec.splits[dataset]
     return split.upload or f"{Path(split.files[0]).parent}-{dataset}"
-
-
-def leaderboard_values(spec: TaskSpec, logits: np.ndarray) -> list[str]:
-    """Return what the leaderboard wants for logits (n, C): labels, or scores clipped to 0..5 with three decimals."""
-    if spec.labels:
-        return [spec.labels[index] for index in logits.argmax(1)]
-    return [f"{score:.3f}" for score in logits[:, 0].clip(0, 5)]

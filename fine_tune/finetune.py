@@ -10,6 +10,7 @@ from fine_tune.data.tokens import Batch
 from fine_tune.methods.losses import hard_loss
 from fine_tune.models import bert, pretrained
 from fine_tune.models.precision import autocast, choose_threads, compile_rows
+from fine_tune.training.log import print0
 from fine_tune.training.optim import optimizer_group
 from fine_tune.training.run import BuiltTask, Devices, load_split, make_run_config, run
 from fine_tune.training.task import Task, TaskOutput
@@ -41,6 +42,11 @@ class FineTuning(Task):
 def build_task(flags: Namespace, devices: Devices) -> BuiltTask:
     """Put the pre-trained model under a new head, and load the split that it learns."""
     start = pretrained.find_pretrained(flags.ptrain_ver, f"--ptrain_ver {flags.ptrain_ver}")
+    if "BertForSequenceClassification" in (start.config.architectures or []):
+        print0(
+            f"note: {start.source} is a fine-tuned classifier, whose head is left out for a new one; "
+            f"to take it as it is: python -m fine_tune.import_teacher --from {flags.ptrain_ver}"
+        )
     torch.manual_seed(flags.seed)
     model = bert.new_teacher(start, flags).to(devices["device_id"])
     if flags.compile:

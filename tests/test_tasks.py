@@ -11,13 +11,13 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from fine_tune import evaluate
 from fine_tune.cli import checks, flags, parser, runs
 from fine_tune.cli.evaluations import scored
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TASKS
-from fine_tune.evaluate import leaderboard_values, scores
 from fine_tune.training import checkpoint
+from fine_tune.training.saved_run import load_run
+from fine_tune.training.scoring import leaderboard_values, predict, scores
 from tests import golden, tiny
 
 # Written from GLUE's own files, not from tasks.py: (columns, text, pair, label, header) of a split.
@@ -140,10 +140,10 @@ def predicted(given: dict[str, object]) -> np.ndarray:
     words = [str(word) for flag, value in given.items() for word in (f"--{flag}", value)]
     ckpt = flags.Flag("ckpt", flags.integer(0), "")
     read = parser.parse("", flags.evaluation(ckpt), checks.PREDICTION, "", words)
-    model, tokens = evaluate.load_run(read)
+    model, tokens = load_run(read)
     path = runs.own_folder(read) / f"model-{read.ckpt}.pt"
     checkpoint.load_weights(model, path)
-    return evaluate.predict(model, tokens, 4, path)[:, 0]
+    return predict(model, tokens, 4, path)[:, 0]
 
 
 def test_metrics_are_the_librarys() -> None:

@@ -16,7 +16,7 @@ from fine_tune.cli.evaluations import BEST, best_checkpoint
 from fine_tune.cli.flags import PAD_SAMPLES
 from fine_tune.cli.runs import INHERITED, data_file, own_folder, read_run, read_teacher, teacher_folder
 from fine_tune.core.errors import UserError
-from fine_tune.data.tasks import TASKS
+from fine_tune.data.tasks import TASK_FILE, TASKS, own_tasks, task_spec
 
 Check = Callable[[Namespace], Iterator[str]]
 Rule = Callable[[Namespace, int], Iterator[str]]  # what a method asks of its flags for a teacher of so many layers
@@ -44,6 +44,24 @@ def require(problems: Iterable[str]) -> None:
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
+
+
+@needs("task")
+def known_task(flags: Namespace) -> Iterator[str]:
+    """The task is one of GLUE or has a task.json; else it is taken out, so that what needs it is skipped."""
+    if flags.task in TASKS:
+        return
+    named, data_dir = flags.task, getattr(flags, "data_dir", None)
+    if data_dir and os.path.isfile(Path(data_dir) / named / TASK_FILE):
+        try:
+            task_spec(flags)
+            return
+        except UserError as error:
+            yield f"--task {named}: {error}"
+    else:
+        known = ", ".join([*TASKS, *(own_tasks(Path(data_dir)) if data_dir else [])])
+        yield f"--task {named!r}: must be one of {known}"
+    del flags.task
 
 
 @needs("accum_step", "batch_size")
@@ -80,7 +98,7 @@ def heads(flags: Namespace) -> Iterator[str]:
 @needs("task", "num_class")
 def class_count(flags: Namespace) -> Iterator[str]:
     """The classifier has one output per label of the task."""
-    expected = TASKS[flags.task].num_class
+    expected = task_spec(flags).num_class
     if flags.num_class != expected:
         yield f"--num_class {flags.num_class}: --task {flags.task} needs {expected}"
 
@@ -89,12 +107,12 @@ def split_problems(flags: Namespace, dataset: str, allowed: list[str], flag: str
     """Yield what is wrong with reading split `dataset` of the task."""
     if dataset not in allowed:
         yield f"{flag} {dataset}: --task {flags.task} has {', '.join(allowed)}" + (
-            " (with labels)" if dataset in TASKS[flags.task].splits else ""
+            " (with labels)" if dataset in task_spec(flags).splits else ""
         )
         return
     if not hasattr(flags, "data_dir"):
         return
-    path = data_file(flags, TASKS[flags.task].splits[dataset])
+    path = data_file(flags, task_spec(flags).splits[dataset])
     if not os.path.isfile(path):
         yield f"--data_dir {flags.data_dir}: {path} does not exist; download the data or point --data_dir at it"
 
@@ -102,13 +120,27 @@ def split_problems(flags: Namespace, dataset: str, allowed: list[str], flag: str
 @needs("task", "dataset")
 def labelled_split(flags: Namespace) -> Iterator[str]:
     """Training and evaluation read a split with labels."""
-    yield from split_problems(flags, flags.dataset, TASKS[flags.task].labelled(), "--dataset")
+    yield from split_problems(flags, flags.dataset, task_spec(flags).labelled(), "--dataset")
 
 
 @needs("task", "dataset")
 def any_split(flags: Namespace) -> Iterator[str]:
     """A prediction reads any split."""
-    yield from split_problems(flags, flags.dataset, list(TASKS[flags.task].splits), "--dataset")
+    yield from split_problems(flags, flags.dataset, list(task_spec(flags).splits), "--dataset")
+
+
+@needs("task")
+def dev_split(flags: Namespace) -> Iterator[str]:
+    """What is said of a model is said of the dev split, which becomes `flags.dataset`."""
+    flags.dataset = task_spec(flags).dev()
+    yield from split_problems(flags, flags.dataset, [flags.dataset], "--dataset")
+
+
+@needs("out")
+def new_folder(flags: Namespace) -> Iterator[str]:
+    """Nothing that is there already is written over."""
+    if os.path.lexists(flags.out) and not (os.path.isdir(flags.out) and not os.listdir(flags.out)):
+        yield f"--out {flags.out}: exists already; give a new folder"
 
 
 @needs("ptrain_ver")
@@ -126,7 +158,7 @@ def pretrained_folder(flags: Namespace) -> Iterator[str]:
 def existing_run(flags: Namespace) -> Iterator[str]:
     """Evaluation and prediction need a run; what its config.json says becomes `flags.run_config`."""
     try:
-        flags.run_config = read_run("experiment", own_folder(flags), flags.task)
+        flags.run_config = read_run("experiment", own_folder(flags), flags)
     except UserError as error:
         yield str(error)
 
@@ -161,7 +193,7 @@ def teacher_at_hand(flags: Namespace) -> Iterator[str]:
         return
     folder = teacher_folder(Namespace(**vars(run) | {"experiment_dir": flags.experiment_dir}))
     try:
-        flags.teacher_config = read_run("layers", folder, flags.task)
+        flags.teacher_config = read_run("layers", folder, flags)
     except UserError as error:
         yield str(error)
         return
@@ -185,11 +217,11 @@ def teacher_run(flags: Namespace) -> Iterator[str]:
     path = teacher_folder(flags) / f"model-{flags.tckpt}.pt"
     if not path.is_file():
         yield f"--tckpt {flags.tckpt}: {path} does not exist"
-    expected = TASKS[flags.task].num_class
+    expected = task_spec(flags).num_class
     if teacher.num_class != expected:
         found = f"{path.with_name('config.json')} says num_class {teacher.num_class}"
         yield f"--teacher_exp {flags.teacher_exp}: {found}, but --task {flags.task} needs {expected}"
-    allowed = TASKS[flags.task].labelled()
+    allowed = task_spec(flags).labelled()
     yield from split_problems(flags, teacher.dataset, allowed, f"--teacher_exp {flags.teacher_exp}: its dataset")
 
 
@@ -228,7 +260,7 @@ def student_problems(flags: Namespace, encoder: dict[str, Any], rule: Rule) -> I
 @needs("task", "type_vocab_size")
 def segments(flags: Namespace) -> Iterator[str]:
     """A pair of texts has two segment ids."""
-    if flags.type_vocab_size < 2 and TASKS[flags.task].splits["train"].pair is not None:
+    if flags.type_vocab_size < 2 and task_spec(flags).splits["train"].pair is not None:
         yield f"--type_vocab_size {flags.type_vocab_size}: --task {flags.task} has pairs of texts, which need 2"
 
 
@@ -252,7 +284,7 @@ def teacher_cache(flags: Namespace, reads_cls_only: Callable[[Namespace], bool])
 @needs("task", "dataset", "metric")
 def reported_score(flags: Namespace) -> Iterator[str]:
     """A report compares one of the task's scores on a split with labels; by default its first, on dev."""
-    spec = TASKS[flags.task]
+    spec = task_spec(flags)
     flags.dataset = flags.dataset or spec.dev()
     flags.metric = flags.metric or spec.metrics[0]
     if flags.dataset not in spec.labelled():
@@ -277,15 +309,15 @@ def evaluation_beside(flags: Namespace) -> Iterator[str]:
         if flags.eval_dataset is not None:
             yield f"--eval_dataset {flags.eval_dataset}: has no meaning without --eval_step; leave it out"
         return
-    flags.eval_dataset = flags.eval_dataset or TASKS[flags.task].dev()
-    yield from split_problems(flags, flags.eval_dataset, TASKS[flags.task].labelled(), "--eval_dataset")
+    flags.eval_dataset = flags.eval_dataset or task_spec(flags).dev()
+    yield from split_problems(flags, flags.eval_dataset, task_spec(flags).labelled(), "--eval_dataset")
 
 
-TRAINING: tuple[Check, ...] = (accumulation, warm_up, evaluation_beside)
+TRAINING: tuple[Check, ...] = (known_task, accumulation, warm_up, evaluation_beside)
 FINE_TUNING: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_folder)
-EVALUATION: tuple[Check, ...] = (labelled_split, existing_run, teacher_at_hand)
-REPORT: tuple[Check, ...] = (reported_score, picture_format)
-PREDICTION: tuple[Check, ...] = (any_split, existing_run, existing_checkpoint)
+EVALUATION: tuple[Check, ...] = (known_task, labelled_split, existing_run, teacher_at_hand)
+REPORT: tuple[Check, ...] = (known_task, reported_score, picture_format)
+PREDICTION: tuple[Check, ...] = (known_task, any_split, existing_run, existing_checkpoint)
 
 
 def distillation(

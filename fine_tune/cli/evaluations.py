@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fine_tune.cli.runs import PROJECT_ROOT, own_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import read_json, sha256
-from fine_tune.data.tasks import TASKS
+from fine_tune.data.tasks import task_spec
 
 Row = dict[str, Any]  # of a checkpoint: its step, its scores by metric, and the facts of how they were found
 NOT_SCORES = {"step", "sha256", "predicted", "seconds", "device", "threads"}
@@ -94,10 +94,10 @@ def best_checkpoint(flags: Namespace) -> Choice:
     Raises UserError, with the cure, when the run was not evaluated there, or when the best checkpoint is no longer the
     one that was.
     """
-    dataset = TASKS[flags.task].dev()
+    dataset = task_spec(flags).dev()
     folder = own_folder(flags)
     path = evaluation_path(folder, dataset)
-    metric = TASKS[flags.task].metrics[0]
+    metric = task_spec(flags).metrics[0]
     cure = evaluation_command(flags, flags.experiment, flags.model, dataset)
     if not path.is_file():
         raise UserError(f"--ckpt best: {path} does not exist; it comes from {cure}")

@@ -131,11 +131,27 @@ def label(text: str) -> str:
     return text
 
 
+def names(text: str) -> list[str]:
+    """Read names separated by commas, none twice."""
+    found = text.split(",")
+    if "" in found or len(set(found)) < len(found):
+        raise ValueError("must be names separated by commas, none twice")
+    return found
+
+
 def plain_name(text: str) -> str:
     """Read a plain name, safe as a part of a path."""
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", text) or set(text) == {"."}:
         raise ValueError("must be a plain name of at most 100 letters, digits, '.', '_' and '-'")
     return text
+
+
+def task_name(text: str) -> str:
+    """Read the name of a task; whether there is such a task, --data_dir tells."""
+    return plain_name(text)
+
+
+task_name.metavar = "{" + ",".join(TASKS) + "}"
 
 
 def absolute(text: str) -> Path:
@@ -166,7 +182,7 @@ def pretrained(text: str) -> str:
 
 def task() -> Flag:
     """Return the flag that names the task; everything that reads a run."""
-    return Flag("task", choice(*TASKS), "GLUE task")
+    return Flag("task", task_name, "GLUE task, or one of your own (fine_tune.add_task)")
 
 
 def model() -> Flag:
@@ -286,6 +302,12 @@ def speed(distilling: bool) -> FlagGroup:
         Flag("precision", choice("fp32", "tf32", "bf16"), products, "fp32"),
         Flag("compile", None, "compile the layers with torch.compile (numbers change by rounding)"),
     ] + [Flag("cache_teacher", None, once)] * distilling
+
+
+def one_checkpoint() -> FlagGroup:
+    """The checkpoint that is taken out of a run."""
+    what = "checkpoint to use: a step, or the one with the best score on dev"
+    return "checkpoint", [Flag("ckpt", step_or_best, what)]
 
 
 def paths() -> FlagGroup:

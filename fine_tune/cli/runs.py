@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import read_json
-from fine_tune.data.tasks import TASKS, Split
+from fine_tune.data.tasks import Split, task_spec
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,6 +20,7 @@ RESUMABLE_FLAGS = set(
     "device_id tdevice_id gate_device_id cache_teacher log_step ckpt_step keep_last data_dir experiment_dir "
     "weak_teacher eval_step eval_dataset".split()
 )
+USAGE = ("wall_seconds", "peak_memory_gib")  # what a finished run took
 NOT_FLAGS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256"}  # in config.json all the same
 
 
@@ -53,10 +54,10 @@ def data_file(flags: Namespace, split: Split) -> Path:
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 
-def read_run(flag: str, folder: Path, task: str) -> Namespace:
+def read_run(flag: str, folder: Path, flags: Namespace) -> Namespace:
     """Read the config.json of the run in `folder`, which `flag` named; what the authors do not write is added.
 
-    A run that names its labels must have them in the order of `task`: its logits would otherwise mean something else.
+    A run that names its labels must have them in the order of --task: its logits would otherwise mean something else.
 
     Raises UserError naming the flag and the file.
     """
@@ -72,9 +73,11 @@ def read_run(flag: str, folder: Path, task: str) -> Namespace:
         raise UserError(f"--{flag}: {path}: lacks {', '.join(missing)}, so it is not a run's config")
     saved.setdefault("ptrain_ver", "bert-base-uncased")  # the authors' students do not name theirs
     labels = saved.get("labels") or [saved["id2label"][key] for key in sorted(saved.get("id2label", {}), key=int)]
-    if labels and labels != list(TASKS[task].labels):
-        wanted = ", ".join(TASKS[task].labels)
-        raise UserError(f"--{flag}: {path}: has the labels {', '.join(labels)}, but {task} has {wanted}")
+    wanted = task_spec(flags).labels
+    if labels and labels != list(wanted):
+        raise UserError(
+            f"--{flag}: {path}: has the labels {', '.join(labels)}, but {flags.task} has {', '.join(wanted)}"
+        )
     return Namespace(**saved)
 
 
@@ -92,7 +95,7 @@ def missing_keys(saved: dict[str, Any]) -> list[str]:
 def read_teacher(flags: Namespace) -> Namespace:
     """Read the config of the teacher that --teacher_exp and --tmodel name; raises UserError naming the flag."""
     folder = teacher_folder(flags)
-    teacher = read_run("teacher_exp", folder, flags.task)
+    teacher = read_run("teacher_exp", folder, flags)
     if teacher.kind != "teacher":
         raise UserError(f"--teacher_exp {flags.teacher_exp}: {folder} holds a {teacher.kind}, not a fine-tuned teacher")
     return teacher
@@ -100,7 +103,7 @@ def read_teacher(flags: Namespace) -> Namespace:
 
 def shared_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run's config.json that its repeats with other seeds have in common."""
-    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks", "wall_seconds", "peak_memory_gib"}
+    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks", *USAGE}
     return {name: value for name, value in config.items() if name not in own}
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,25 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was replaced") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `folder`, new or empty, when the block ends well; else nothing is left.
+
+    Raises UserError naming `folder` when the system refuses.
+    """
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.part")
+    make_folder(folder.parent)
+    try:
+        part.mkdir()
+        yield part
+        os.rename(part, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); nothing was") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

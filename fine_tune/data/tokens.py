@@ -68,6 +68,13 @@ class Tokens:
         """Return the number of tokens of the examples `chosen`, all by default."""
         return self.offsets[1:][chosen] - self.offsets[:-1][chosen]
 
+    def every(self, stride: int) -> "Tokens":
+        """Return examples 0, stride, 2 * stride, ... alone."""
+        chosen = np.arange(0, len(self), stride)
+        ids = np.concatenate([self.ids[self.offsets[index] : self.offsets[index + 1]] for index in chosen])
+        offsets = np.concatenate([[0], np.cumsum(self.lengths(chosen))])
+        return Tokens(ids, offsets, self.first_segment[chosen], self.labels[chosen])
+
     def batch(self, chosen: np.ndarray, layout: Layout, fraction: float = 1.0) -> Batch:
         """Return the examples `chosen` (B,) in the rows of `layout`."""
         rows = layout.token_rows.numpy()

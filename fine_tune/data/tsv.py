@@ -1,11 +1,14 @@
 """A task's file to examples: plain TSV in UTF-8, checked line by line."""
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import Split, TaskSpec
+
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 
 
 class Example(NamedTuple):
@@ -17,7 +20,7 @@ class Example(NamedTuple):
 
 
 def read_examples(path: Path, spec: TaskSpec, split: Split) -> list[Example]:
-    """Read a GLUE file: plain TSV in UTF-8, no quoting, a BOM and CRLF allowed.
+    """Read a file of a task: plain TSV in UTF-8, no quoting, a BOM and CRLF allowed.
 
     Raises UserError `path:line: reason` at the first malformed line.
     """
@@ -48,18 +51,24 @@ def read_examples(path: Path, spec: TaskSpec, split: Split) -> list[Example]:
 
 def line_columns(line: bytes, split: Split) -> list[str]:
     """Split one line into its columns; ValueError says what is wrong with it."""
-    line = line.removesuffix(b"\r")
-    if not line:
+    columns = line_text(line).split("\t")
+    if columns == [""]:
         raise ValueError("blank line inside the file; remove it")
-    try:
-        columns = line.decode("utf-8").split("\t")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1})") from error
-    if b"\0" in line:
-        raise ValueError("holds a NUL byte; the file is damaged")
     if len(columns) != split.columns:
         raise ValueError(f"has {len(columns)} columns instead of {split.columns}, separated by TAB")
     return columns
+
+
+def line_text(line: bytes) -> str:
+    """Return one line as text, without its end; ValueError says what is wrong with it."""
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1})") from error
+    if "\0" in text:
+        raise ValueError("holds a NUL byte; the file is damaged")
+    return text
 
 
 def check_header(columns: list[str], spec: TaskSpec, split: Split) -> None:
@@ -82,7 +91,8 @@ def read_label(text: str, spec: TaskSpec) -> int | float:
         if text not in spec.labels:
             raise ValueError(f"label {text!r} is not one of {', '.join(spec.labels)}")
         return spec.labels.index(text)
-    score = float(text) if re.fullmatch(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", text, re.ASCII) else -1.0
-    if not 0 <= score <= 5:
-        raise ValueError(f"score {text!r} is not a number from 0 to 5")
+    low, high = spec.limits
+    score = float(text) if re.fullmatch(NUMBER, text) else math.nan
+    if not low <= score <= high or math.isinf(score):  # nan fails every comparison
+        raise ValueError(f"score {text!r} is not a number" + (f" from {low} to {high}" if high < math.inf else ""))
     return score

@@ -16,7 +16,7 @@ from fine_tune.core.errors import UserError
 from fine_tune.core.files import sha256
 from fine_tune.data import statistics
 from fine_tune.data.statistics import CONFUSIONS, CORRELATIONS, Difference, Interval, Mean
-from fine_tune.data.tasks import TASKS
+from fine_tune.data.tasks import task_spec
 from fine_tune.data.tsv import read_examples
 from fine_tune.models.cost import Cost, cost, milliseconds
 from fine_tune.reporting.collect import Collection, Run, beyond_the_method, evaluated_on
@@ -231,7 +231,7 @@ def measure(report: Report, collection: Collection, device: torch.device) -> Non
 
 def read_labels(flags: Namespace, facts: dict[str, Any], missing: list[str]) -> np.ndarray | None:
     """Return the labels (n,) of the split that was evaluated; None, and why in `missing`, where they are not here."""
-    spec = TASKS[flags.task]
+    spec = task_spec(flags)
     path = data_file(flags, spec.splits[flags.dataset])
     without = "so nothing is said about other examples"
     try:

@@ -71,7 +71,7 @@ def collect(flags: Namespace) -> Collection:
 
     A teacher among them is left to its students' comparison.
     """
-    found = {folder: read_run("experiment", folder, flags.task) for folder in find(flags)}
+    found = {folder: read_run("experiment", folder, flags) for folder in find(flags)}
     taught = {teacher_of(flags, config)[0] for config in found.values() if config.kind == "student"}
     own = {folder: config for folder, config in found.items() if folder not in taught}
     warnings: list[str] = []
@@ -202,7 +202,7 @@ def read_teacher_score(flags: Namespace, run: Run, missing: list[str]) -> Run | 
     logits = read_logits(logits_path(folder, flags.dataset, step), run.config.num_class, read.facts.get("rows"))
     if logits is None:
         missing.append(f"teacher {name} has no logits of step {step}: {cure}")
-    config = read_run("experiment", folder, flags.task)
+    config = read_run("experiment", folder, flags)
     return Run(name, config, step, 100 * row[flags.metric], len(read.rows), read.facts, logits)
 
 

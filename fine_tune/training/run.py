@@ -18,7 +18,7 @@ from fine_tune.cli.runs import SavedConfig
 from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, rewrite_json, sha256, write_json
-from fine_tune.data.tasks import TASKS
+from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
 from fine_tune.models.precision import check_precision
 from fine_tune.training import checkpoint, distributed
@@ -89,13 +89,13 @@ def make_run_config(flags: Namespace, **facts: Any) -> Namespace:
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
     }
-    labels = list(TASKS[flags.task].labels)
+    labels = list(task_spec(flags).labels)
     return Namespace(**kept, labels=labels, **facts, ranks=distributed.WORLD_SIZE, versions=versions)
 
 
 def load_split(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:
     """Return the split that `flags` name, and the checksum of its file."""
-    spec = TASKS[flags.task]
+    spec = task_spec(flags)
     split = spec.splits[flags.dataset]
     path = runs.data_file(flags, split)
     digest = sha256(path)

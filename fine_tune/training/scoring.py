@@ -18,7 +18,7 @@ from sklearn import metrics
 from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite
 from fine_tune.data.layout import packed
-from fine_tune.data.tasks import TASKS, TaskSpec
+from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.data.tokens import Tokens, by_length
 from fine_tune.methods.losses import hard_loss
 from fine_tune.models.bert import BertClassifier
@@ -37,6 +37,7 @@ def correlation(of: Any, labels: np.ndarray, predictions: np.ndarray) -> float:
 METRICS = {
     "accuracy": metrics.accuracy_score,
     "f1_score": partial(metrics.f1_score, zero_division=0),
+    "macro_f1": partial(metrics.f1_score, average="macro", zero_division=0),
     "matthews": metrics.matthews_corrcoef,
     "pearson": partial(correlation, stats.pearsonr),
     "spearman": partial(correlation, stats.spearmanr),
@@ -104,7 +105,20 @@ def score_if_due(config: Namespace, task: Task, tokens: Tokens | None, log: Log,
         return
     if not np.isfinite(logits).all():
         raise NotFinite(f"step {step}: the logits on {config.eval_dataset} are not finite; the last checkpoint stays")
-    found = scores(TASKS[config.task], logits, tokens.labels)
+    found = scores(task_spec(config), logits, tokens.labels)
     log.write(step, {f"{name}/{metric}": value for metric, value in found.items()})
     said = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items())
     print0(f"step {step}: {config.eval_dataset} {said}")
+
+
+def leaderboard_values(spec: TaskSpec, logits: np.ndarray) -> list[str]:
+    """Return what the leaderboard wants for logits (n, C): labels, or scores within their limits, three decimals."""
+    if spec.labels:
+        return [spec.labels[index] for index in logits.argmax(1)]
+    return [f"{score:.3f}" for score in logits[:, 0].clip(*spec.limits)]
+
+
+def prediction_file(values: list[str]) -> bytes:
+    """Return what the leaderboard wants in a file: one line per value, numbered from 0, below a header."""
+    lines = (f"{index}\t{value}\n" for index, value in enumerate(values))
+    return ("index\tprediction\n" + "".join(lines)).encode()

@@ -15,7 +15,7 @@ import torch
 from fine_tune.cli.runs import data_file, own_folder, teacher_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import read_json
-from fine_tune.data.tasks import TASKS
+from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Tokens
 from fine_tune.data.tsv import read_examples
 from fine_tune.training.distributed import WORLD_SIZE
@@ -86,7 +86,7 @@ def teacher_line(flags: Namespace) -> str:
     Raises UserError when it is no better than the majority class, unless --weak_teacher allows that or the run has
     begun.
     """
-    spec, folder = TASKS[flags.task], teacher_folder(flags)
+    spec, folder = task_spec(flags), teacher_folder(flags)
     dataset, metric = spec.dev(), spec.metrics[0]
     row, known = evaluated(folder / f"eval-{dataset}.json", flags.tckpt, metric)
     name = f"teacher {flags.teacher_exp}, step {flags.tckpt}"
@@ -134,7 +134,7 @@ def majority_score(flags: Namespace, dataset: str, metric: str) -> float | None:
     """
     if metric != "accuracy":
         return 0.0
-    spec = TASKS[flags.task]
+    spec = task_spec(flags)
     try:
         examples = read_examples(data_file(flags, spec.splits[dataset]), spec, spec.splits[dataset])
     except UserError:

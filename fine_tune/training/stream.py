@@ -1,0 +1,78 @@
+"""Predictions for texts as they come in, line by line.
+
+Shapes: n examples, C classes.
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from fine_tune.cli.runs import own_folder
+from fine_tune.core.errors import UserError
+from fine_tune.core.files import atomic_write
+from fine_tune.data.tasks import TaskSpec, task_spec
+from fine_tune.data.tokens import CHUNK, tokenise
+from fine_tune.data.tsv import Example, line_text
+from fine_tune.training import checkpoint
+from fine_tune.training.log import print0
+from fine_tune.training.saved_run import load_model
+from fine_tune.training.scoring import predict
+
+
+def predict_lines(flags: Namespace) -> None:
+    """Write a line for every line of --in or standard input, in order; a chunk at a time, so that a pipe flows.
+
+    Raises UserError naming the line that cannot be read; a file --out is then not written.
+    """
+    source, spec, path = getattr(flags, "in"), task_spec(flags), own_folder(flags) / f"model-{flags.ckpt}.pt"
+    if flags.choice:
+        print0(flags.choice)
+    with ExitStack() as opened:
+        lines = opened.enter_context(open_lines(source)) if source else sys.stdin.buffer
+        model, tokenizer = load_model(flags)
+        checkpoint.load_weights(model, path)
+        file = opened.enter_context(atomic_write(Path(flags.out))) if flags.out else sys.stdout.buffer
+        examples = read_lines(lines, source or "standard input", spec)
+        count = 0
+        while chunk := list(islice(examples, CHUNK)):
+            tokens = tokenise(chunk, tokenizer.backend_tokenizer, flags.max_seq_len, regression=not spec.labels)
+            file.write(answers(spec, predict(model, tokens, flags.batch_size, path)))
+            file.flush()
+            count += len(chunk)
+    print0(f"{count} predictions" + (f"; written: {flags.out}" if flags.out else ""))
+
+
+def open_lines(path: str) -> Iterable[bytes]:
+    """Open a file of texts; raises UserError when that is refused."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"--in {path}: cannot be read ({error.strerror})") from error
+
+
+def read_lines(lines: Iterable[bytes], source: str, spec: TaskSpec) -> Iterator[Example]:
+    """Yield an example for every line: one text, or two with a TAB between them, as the task reads."""
+    texts = 1 if spec.splits["train"].pair is None else 2
+    for number, line in enumerate(lines, start=1):
+        try:
+            columns = line_text(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).split("\t")
+            if len(columns) != texts:
+                raise ValueError(f"has {len(columns)} texts, separated by TAB, but the task reads {texts}")
+        except ValueError as error:
+            raise UserError(f"{source}:{number}: {error}") from error
+        yield Example(columns[0], columns[1] if texts == 2 else None, None)
+
+
+def answers(spec: TaskSpec, logits: np.ndarray) -> bytes:
+    """Return the lines for logits (n, C): label TAB probability, or the score within the task's limits."""
+    if not spec.labels:
+        return "".join(f"{score:.4f}\n" for score in logits[:, 0].clip(*spec.limits)).encode()
+    exponents = np.exp(logits - logits.max(1, keepdims=True))
+    highest = (exponents / exponents.sum(1, keepdims=True)).max(1)
+    labels = (spec.labels[index] for index in logits.argmax(1))
+    return "".join(f"{label}\t{chance:.4f}\n" for label, chance in zip(labels, highest, strict=True)).encode()
