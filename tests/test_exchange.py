@@ -110,8 +110,8 @@ def test_transformers_loads_an_export_without_this_suite(root: Path, tmp_path: P
 
 def test_the_card_names_teacher_and_other_seeds(root: Path, tmp_path: Path) -> None:
     for name, seed in (("student", 42), ("again", 7), ("third", 8)):
-        tiny.run_script("run_pkd_distill", **tiny.student_flags(root, experiment=name, seed=seed))
-    tiny.run_script("run_pkd_distill", **tiny.student_flags(root, experiment="other", seed=9, mu=1))
+        tiny.run_script("run_pkd_distill", **tiny.student_flags(root, experiment=name, seed=seed, hard_weight=0))
+    tiny.run_script("run_pkd_distill", **tiny.student_flags(root, experiment="other", seed=9, hard_weight=1))
     for name in ("teacher", "student", "again", "third", "other"):
         tiny.run_script("run_fine_tune_eval", experiment=name, task="qqp", dataset="dev", **tiny.paths(root))
 
@@ -128,6 +128,7 @@ def test_the_card_names_teacher_and_other_seeds(root: Path, tmp_path: Path) -> N
     [at_4] = [row["accuracy"] for row in saved if row["step"] == 4]
     assert re.search(rf"\| its teacher \| 4 \| .* \| {100 * at_4:.2f} \|", text)
     assert re.search(rf"\| this model \| 2 \| .* \| {score('student'):.2f} \|", text)
+    assert "--tckpt 4 " in text and "--hard_weight 0.0 " in text and "--compile" not in text
     assert str(root) not in text  # what is given away does not say where it was made
 
 

@@ -91,7 +91,7 @@ def is_hub_name(ptrain_ver: str) -> bool:
 def is_setting(name: str, value: Any) -> bool:
     """Tell whether an entry of config.json is a flag of the training that says something to strangers."""
     on_this_machine = RESUMABLE_FLAGS | {"ptrain_ver", "from", "imported"}
-    return name not in FACTS | on_this_machine and value not in (None, False)
+    return name not in FACTS | on_this_machine and value is not None and value is not False  # 0 says something
 
 
 def score_table(flags: Namespace, spec: TaskSpec, values: dict[str, float]) -> str:
