@@ -8,7 +8,7 @@ EXAMPLE = """python generate_test_prediction.py --experiment LAD_soft_1_42 --tas
 
 def main() -> None:
     """Read the flags, then predict."""
-    ckpt = flags.Flag("ckpt", flags.integer(0), "step of the checkpoint to use")
+    ckpt = flags.Flag("ckpt", flags.step_or_best, "checkpoint to use: a step, or the one with the best score on dev")
     given = parser.parse(__doc__, flags.evaluation(ckpt), checks.PREDICTION, EXAMPLE)
     from fine_tune.evaluate import write_predictions  # after the flags: importing torch takes seconds
 

@@ -8,7 +8,9 @@ EXAMPLE = "python run_fine_tune_eval.py --experiment LAD_soft_1_42 --task qqp --
 def main() -> None:
     """Read the flags, then evaluate."""
     ckpt = flags.Flag("ckpt", flags.integer(0), "first step to evaluate", "0")
-    given = parser.parse(__doc__, flags.evaluation(ckpt), checks.EVALUATION, EXAMPLE)
+    again = flags.Flag("again", None, "score what was scored before, too")
+    layers = flags.Flag("layers", None, "draw how alike the student's and the teacher's layers are, for tensorboard")
+    given = parser.parse(__doc__, flags.evaluation(ckpt, again, layers), checks.EVALUATION, EXAMPLE)
     from fine_tune.evaluate import evaluate  # after the flags: importing torch takes seconds
 
     evaluate(given)

@@ -194,7 +194,7 @@ def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch:
     for group in task.optimizers.values():
         group.clip, group.step = watch("clip", group.clip), watch("update", group.step)
 
-    def log(step: int, losses: dict, lrs: dict) -> None:
+    def log(step: int, losses: dict, lrs: dict, shown: dict) -> None:
         seen["loss"] = losses["loss"]
 
     def step(number: int) -> float:

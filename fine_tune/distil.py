@@ -14,7 +14,7 @@ from fine_tune.cli.runs import teacher_folder
 from fine_tune.core.files import sha256
 from fine_tune.data.layout import Layout, full, packed, sampled
 from fine_tune.data.tokens import Batch, Tokens
-from fine_tune.methods.losses import hard_loss, hidden_loss, soft_loss
+from fine_tune.methods.losses import hard_loss, layer_losses, soft_loss
 from fine_tune.methods.method import Hiddens, Method, Vectors
 from fine_tune.models import bert, pretrained
 from fine_tune.models.precision import autocast, choose_threads, compile_rows
@@ -22,6 +22,7 @@ from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import print0
 from fine_tune.training.optim import optimizer_group
 from fine_tune.training.run import BuiltTask, Devices, load_split, make_run_config, run
+from fine_tune.training.summary import method_line, teacher_line
 from fine_tune.training.task import Task, TaskOutput
 from fine_tune.training.teacher_cache import CachedTeacher, cached_outputs
 
@@ -48,6 +49,18 @@ class Distillation(Task):
 
     def forward(self, batch: Batch) -> TaskOutput:
         """Return loss = logits_loss + hidden_loss of a batch, and the method's vectors."""
+        terms, vectors, shown = self.compute(batch)
+        logits_loss, hidden = terms["hard"] + terms["soft"], terms["hidden"]
+        loss = logits_loss + hidden
+        losses = {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden}
+        return TaskOutput(loss, losses, vectors, shown)
+
+    def terms(self, batch: Batch) -> Vectors:
+        """Return the scalars whose sum is the loss of a batch, by name."""
+        return self.compute(batch)[0]
+
+    def compute(self, batch: Batch) -> tuple[Vectors, Vectors, Vectors]:
+        """Return the terms of the loss, hard, soft and hidden, the method's vectors, and what else to log."""
         config, device = self.config, self.device
         with autocast(config.precision, [self.teacher_device, device, self.method_device]):
             batch = batch.to(self.teacher_device)
@@ -56,26 +69,33 @@ class Distillation(Task):
             batch = batch.to(device)
             logits, student_hiddens = self.student(batch, self.cls_only)
             layout = batch.layout.cls if self.cls_only else batch.layout
-            hidden, vectors = self.hidden_loss(teacher_hiddens, student_hiddens, layout)
-        hidden = hidden.to(device)
-        soft = soft_loss(logits, teacher_logits.to(device), config.softmax_temp)
-        logits_loss = config.hard_weight * hard_loss(logits, batch.labels) + config.soft_weight * soft
-        loss = logits_loss + hidden
-        return TaskOutput(loss, {"loss": loss, "logits_loss": logits_loss, "hidden_loss": hidden}, vectors)
+            hidden, vectors, shown = self.hidden_loss(teacher_hiddens, student_hiddens, layout, batch.watched)
+        hard = config.hard_weight * hard_loss(logits, batch.labels)
+        soft = config.soft_weight * soft_loss(logits, teacher_logits.to(device), config.softmax_temp)
+        return {"hard": hard, "soft": soft, "hidden": hidden.to(device)}, vectors, shown
 
     def hidden_loss(
-        self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout
-    ) -> tuple[torch.Tensor, Vectors]:
-        """Return mu / N times the method's loss between the states of both models, each (R, D), and its vectors."""
+        self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout, watched: bool
+    ) -> tuple[torch.Tensor, Vectors, Vectors]:
+        """Return mu / N times the method's loss between the states of both models, each (R, D), and its vectors.
+
+        The last is what else to log: the layers' terms and what the method shows, if the batch is `watched`.
+        """
         config, device = self.config, self.method_device
         if config.mu == 0:  # the gates' gradient is zero, not absent: AdamW still decays them
             sums = [parameter.sum() for parameter in self.method.parameters()]
-            return 0 * torch.stack([torch.zeros((), device=device), *sums]).sum(), {}
+            return 0 * torch.stack([torch.zeros((), device=device), *sums]).sum(), {}, {}
         states = (teacher_hiddens, student_hiddens)
         teacher_hiddens, student_hiddens = ([rows.to(device) for rows in hiddens] for hiddens in states)
         layout = layout.to(device)
         pairs, vectors = self.method(teacher_hiddens, student_hiddens, layout)
-        return config.mu / config.num_hidden_layers * hidden_loss(pairs, layout), vectors
+        scale, terms = config.mu / config.num_hidden_layers, layer_losses(pairs.values(), layout)
+        shown = {}
+        if watched:
+            with torch.no_grad():
+                shown = {f"hidden_loss_layer/{i}": scale * term for i, term in zip(pairs, terms, strict=True)}
+                shown |= self.method.watch(teacher_hiddens, student_hiddens, layout)
+        return scale * terms.sum(), vectors, shown
 
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
         """Return the rows that --pad_loss asks for; of the padding nothing is computed where only [CLS] is read."""
@@ -93,6 +113,7 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     source = f"--teacher_exp {flags.teacher_exp}"
     start = pretrained.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
     require(student_problems(flags, bert.sizes(start.config), rule))
+    about_teacher = teacher_line(flags)
     folder = teacher_folder(flags)
     tokenizer = bert.run_tokenizer(flags.teacher_config, folder, start.config.vocab_size, source)
     tokens, data_sha256 = load_split(flags, tokenizer)
@@ -108,6 +129,7 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     facts = {"data_sha256": data_sha256, "teacher_sha256": teacher_sha256} | start.facts
     config = make_run_config(flags, encoder=sizes, **facts)
     task = Distillation(teacher, student, method, config, devices)
+    task.about = (method_line(config, start.config.num_hidden_layers), about_teacher)
     print_unused(flags, task)
     return task, tokens, tokenizer, config
 
@@ -124,7 +146,9 @@ def load_teacher(flags: Namespace, device: torch.device, tokens: Tokens) -> tupl
             compile_rows(teacher.encoder)
         return bert.freeze(teacher.to(device))
 
-    if not flags.cache_teacher:
+    if flags.cache_teacher and flags.dry_run:
+        print0("--cache_teacher: a dry run writes none and asks the teacher itself; the run's steps are faster")
+    if not flags.cache_teacher or flags.dry_run:
         return load(), digest
     kept = (load, tokens, flags.mu > 0, flags.precision, digest, Path(flags.experiment_dir) / "cache")
     outputs = distributed.main_process_first(lambda: cached_outputs(*kept))

@@ -3,49 +3,114 @@
 Shapes: n examples of the split, C classes.
 """
 
-import math
+import time
 from argparse import Namespace
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from fine_tune.cli.runs import last_written, log_folder, own_folder
+from fine_tune.cli.evaluations import (
+    Evaluation,
+    Row,
+    best,
+    evaluation_path,
+    logits_path,
+    read_evaluation,
+    scored,
+)
+from fine_tune.cli.runs import is_finished, last_written, log_folder, own_folder
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import atomic_write, read_json, waiting_lock, write_json
+from fine_tune.core.files import atomic_write, sha256, waiting_lock, write_json
+from fine_tune.data.logits import read_logits, write_logits
 from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.models.bert import BertClassifier
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import open_writer, print0
-from fine_tune.training.scoring import leaderboard_values, load_run, predict, prediction_file, scores
+from fine_tune.training.saved_run import load_run
+from fine_tune.training.scoring import METRICS, leaderboard_values, predict, prediction_file, scores
+from fine_tune.training.similarity import draw_similarity
 
 
 def evaluate(flags: Namespace) -> None:
-    """Score every checkpoint from --ckpt on, ascending, and report on the console, in tensorboard and as JSON."""
+    """Score every checkpoint from --ckpt on, ascending, and report on the console, in tensorboard and as JSON.
+
+    What was scored before, by weights and data that have not changed, is not computed again without --again.
+    """
     folder = own_folder(flags)
+    finished = is_finished(folder, flags.run_config)
     steps = [step for step in checkpoint.steps(folder) if step >= flags.ckpt]
     if not steps:
         raise UserError(f"--ckpt {flags.ckpt}: {folder} holds no model-<step>.pt from that step on")
     started = last_written(folder / "config.json")
     model, tokens = load_run(flags)
+    facts = split_facts(flags, tokens.labels) | {"finished": finished}
     log = log_folder(folder)
-    found = []
+    found, before = [], []
     with ExitStack() as opened:
         # In a folder of its own: a reader of tensorboard follows one file of a folder at a time, here training's.
         writer = distributed.on_main_process(lambda: opened.enter_context(open_writer(log / "eval")))
         for step in steps:
             path = folder / f"model-{step}.pt"
-            if load_if_there(model, path):
+            look = partial(known_row, flags, path, step, tokens.labels)
+            digest, row = distributed.all_gather(distributed.on_main_process(look))[0]
+            if row:
+                before.append(row)
+            elif load_if_there(model, path):
+                clock = time.perf_counter()
                 logits = predict(model, tokens, flags.batch_size, path)
-                keep = partial(record, flags, started, writer, step, logits, tokens.labels)
+                how = circumstances(model, digest, time.perf_counter() - clock)
+                keep = partial(record, flags, started, writer, step, logits, tokens.labels, how, facts)
                 found.append(distributed.on_main_process(keep))
-    if not found:
+        if flags.layers and (found or before):
+            every = sorted(row["step"] for row in (*found, *before))
+            distributed.on_main_process(partial(draw_similarity, flags, model, tokens, writer, every))
+    if not found and not before:
         raise UserError(f"--experiment {flags.experiment}: all checkpoints in {folder} have gone meanwhile")
+    if not found:
+        distributed.on_main_process(partial(keep_rows, flags, started, [], facts))
     if distributed.is_main_process():
-        print(table(found))
-    print0(f"written: {folder / f'eval-{flags.dataset}.json'}; tensorboard --logdir {log.parent}")
+        print_result(flags, found, before, facts)
+    print0(f"written: {evaluation_path(folder, flags.dataset)}; tensorboard --logdir {log.parent}")
+
+
+def split_facts(flags: Namespace, labels: np.ndarray) -> dict[str, Any]:
+    """Return what the evaluation file says once of the split: rows, checksum, and the majority class' scores."""
+    spec = task_spec(flags)
+    # For regression the mean, a constant too: no correlation is defined, and nan says so.
+    constant = np.bincount(labels).argmax() if spec.labels else labels.mean()
+    majority = {name: float(METRICS[name](labels, np.full(len(labels), constant))) for name in spec.metrics}
+    return {"rows": len(labels), "data_sha256": flags.data_sha256, "majority": majority}
+
+
+def known_row(flags: Namespace, path: Path, step: int, labels: np.ndarray) -> tuple[str, Row | None]:
+    """Return the checksum of a checkpoint, "" if it has gone, and its row if these weights were scored on this split.
+
+    Without its logits a row is as good as none, and --again asks for none.
+    """
+    try:
+        digest = sha256(path)
+    except UserError:
+        if path.exists():
+            raise
+        return "", None
+    saved = evaluation_path(path.parent, flags.dataset)
+    old = read_evaluation(saved) if saved.is_file() and not flags.again else Evaluation([], {})
+    same_data = old.facts.get("data_sha256") == flags.data_sha256
+    row = next((row for row in old.rows if row["step"] == step and row.get("sha256") == digest and same_data), None)
+    kept = logits_path(path.parent, flags.dataset, step)
+    return digest, row if read_logits(kept, flags.run_config.num_class, len(labels)) is not None else None
+
+
+def circumstances(model: BertClassifier, digest: str, seconds: float) -> Row:
+    """Return the facts of how a checkpoint was scored."""
+    device = model.linear_layer.weight.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"sha256": digest, "seconds": round(seconds, 3), "device": name, "threads": torch.get_num_threads()}
 
 
 def load_if_there(model: BertClassifier, path: Path) -> bool:
@@ -62,61 +127,107 @@ def load_if_there(model: BertClassifier, path: Path) -> bool:
 
 
 def record(
-    flags: Namespace, started: int, writer: SummaryWriter, step: int, logits: np.ndarray, labels: np.ndarray
-) -> dict[str, float]:
-    """Score the logits of checkpoint `step`, and put the scores into tensorboard and beside the checkpoints.
+    flags: Namespace,
+    started: int,
+    writer: SummaryWriter,
+    step: int,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    how: Row,
+    facts: dict[str, Any],
+) -> Row:
+    """Score the logits of checkpoint `step`; put the scores into tensorboard, and with the logits beside it.
+
+    Raises UserError when the run's config.json is no longer the one written when `started`.
+    """
+    spec = task_spec(flags)
+    values = scores(spec, logits, labels)
+    counts = {"predicted": np.bincount(logits.argmax(1), minlength=spec.num_class).tolist()} if spec.labels else {}
+    row = {"step": step} | values | counts | how
+    keep_rows(flags, started, [row], facts, {step: logits})
+    for name, value in values.items():
+        writer.add_scalar(f"{flags.task}/{flags.dataset}/{name}", value, step)
+    return row
+
+
+def keep_rows(
+    flags: Namespace, started: int, rows: list[Row], facts: dict[str, Any], logits: dict[int, np.ndarray] | None = None
+) -> None:
+    """Write logits by step and merge rows into the evaluation file, while no other evaluation does.
 
     Raises UserError when the run's config.json is no longer the one written when `started`.
     """
     folder = own_folder(flags)
-    row = {"step": step} | scores(task_spec(flags), logits, labels)
     with waiting_lock(folder.with_name(f".{folder.name}.eval.lock")):
         if last_written(folder / "config.json") != started:
-            raise UserError(f"{folder}: is another run by now, so step {step} is not recorded; give the command again")
-        save_scores(folder / f"eval-{flags.dataset}.json", [row])
-    for name in row.keys() - {"step"}:
-        writer.add_scalar(f"{flags.task}/{flags.dataset}/{name}", row[name], step)
-    return row
+            what = f"step {rows[0]['step']}" if rows else "its evaluation"
+            raise UserError(f"{folder}: is another run by now, so {what} is not recorded; give the command again")
+        for step, values in (logits or {}).items():  # first: the row vouches for them
+            write_logits(logits_path(folder, flags.dataset, step), values)
+        save_scores(evaluation_path(folder, flags.dataset), rows, facts)
 
 
-def best(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return step and value of the best checkpoint per metric: the highest, for eval_loss the lowest, ties earliest."""
-    result = {}
-    for name in [name for name in rows[0] if name != "step"]:
-        sign = -1 if name == "eval_loss" else 1
-        known = [row for row in rows if not math.isnan(row[name])]
-        if known:
-            row = max(known, key=lambda row: (sign * row[name], -row["step"]))
-            result[name] = {"step": row["step"], "value": row[name]}
-    return result
+def save_scores(path: Path, rows: list[Row], facts: dict[str, Any] | None = None) -> None:
+    """Merge `rows` by step into the evaluation file at `path`; rows of other data than `facts` say are dropped."""
+    facts = facts or {}
+    old = read_evaluation(path) if path.is_file() else Evaluation([], {})
+    digest = old.facts.get("data_sha256")
+    if digest not in (None, facts.get("data_sha256")):
+        print0(f"note: {path} was about other data, {digest[:12]}...; what it said is dropped")
+        old = Evaluation([], {})
+    known = {row["step"]: row for row in [*old.rows, *rows]}
+    merged = [row for _, row in sorted(known.items())]
+    written = [without_nan(row) for row in merged]
+    majority = {"majority": without_nan(facts["majority"])} if facts else {}
+    write_json(path, {"checkpoints": written, "best": best(merged)} | old.facts | facts | majority)
 
 
-def save_scores(path: Path, rows: list[dict[str, float]]) -> None:
-    """Merge `rows` by step into the evaluation file at `path`."""
-    old = read_json(path).get("checkpoints", []) if path.is_file() else []
-    known = {row["step"]: {name: math.nan if value is None else value for name, value in row.items()} for row in old}
-    merged = [row for _, row in sorted((known | {row["step"]: row for row in rows}).items())]
-    written = [{name: None if value != value else value for name, value in row.items()} for row in merged]  # nan
-    write_json(path, {"checkpoints": written, "best": best(merged)})
+def without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with None for nan, which JSON does not know."""
+    return {name: None if value != value else value for name, value in values.items()}
 
 
-def table(rows: list[dict[str, float]]) -> str:
-    """Return the scores as text, one line a checkpoint, the best value of each column marked with *."""
-    winners = best(rows)
-    lines = ["".join(f"{name:>12}" for name in rows[0])]
+def print_result(flags: Namespace, found: list[Row], before: list[Row], facts: dict[str, Any]) -> None:
+    """Print the table of all rows, and notes of what was known before and of a run that still trains."""
+    print(table(sorted([*found, *before], key=lambda row: row["step"]), facts["majority"], task_spec(flags).labels))
+    if before:
+        steps = ", ".join(str(row["step"]) for row in before)
+        print0(f"note: not scored again, for neither weights nor data have changed (--again does): step {steps}")
+    if not facts["finished"]:
+        print0("note: the run has not come to its last step: unfinished; evaluate again when it has")
+
+
+def table(rows: list[Row], majority: dict[str, float] | None = None, labels: tuple[str, ...] = ()) -> str:
+    """Return the scores as text: the majority class, then a line for each checkpoint, the best of a column with *.
+
+    A checkpoint that predicts one of the `labels` alone is no result, and says so.
+    """
+    winners, names = best(rows), scored(rows[0])
+    lines = ["".join(f"{name:>12}" for name in ["step", *names])]
+    if majority:
+        cells = (f"{majority[name]:>11.4f} " if name in majority else f"{'-':>11} " for name in names)
+        lines.append((f"{'majority':>12}" + "".join(cells)).rstrip())
     for row in rows:
         cells = [f"{row['step']:>12}"]
-        for name, value in row.items():
-            if name != "step":
-                star = "*" if winners.get(name, {}).get("step") == row["step"] else " "
-                cells.append(f"{value:>11.4f}{star}")
-        lines.append("".join(cells))
+        for name in names:
+            star = "*" if winners.get(name, {}).get("step") == row["step"] else " "
+            cells.append(f"{row[name]:>11.4f}{star}")
+        only = sole_prediction(row, labels)
+        lines.append("".join(cells) + (f" every prediction is {only}" if only else ""))
     return "\n".join(lines) + "\n* best"
+
+
+def sole_prediction(row: Row, labels: tuple[str, ...]) -> str:
+    """Return the label that a checkpoint always predicts, "" if there are several or it is not known."""
+    there = [label for label, count in zip(labels, row.get("predicted", ()), strict=False) if count]
+    return there[0] if len(there) == 1 else ""
 
 
 def write_predictions(flags: Namespace) -> None:
     """Write the predictions of one checkpoint in the leaderboard's form: index, TAB, prediction."""
     folder = own_folder(flags)
+    if flags.choice:
+        print0(flags.choice)
     model, tokens = load_run(flags)
     model_path = folder / f"model-{flags.ckpt}.pt"
     checkpoint.load_weights(model, model_path)

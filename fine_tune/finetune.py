@@ -32,7 +32,7 @@ class FineTuning(Task):
         with autocast(self.config.precision, [self.device]):
             logits, _ = self.model(batch, cls_only=True)
         loss = hard_loss(logits, batch.labels)
-        return TaskOutput(loss, {"loss": loss}, {})
+        return TaskOutput(loss, {"loss": loss}, {}, {})
 
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
         """Return the rows of the tokens alone, since only [CLS] is read."""
@@ -55,7 +55,9 @@ def build_task(flags: Namespace, devices: Devices) -> BuiltTask:
     sizes = bert.sizes(start.config)
     choose_threads(sizes["hidden_size"])
     config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, **start.facts)
-    return FineTuning(model, config, devices["device_id"]), tokens, start.tokenizer, config
+    task = FineTuning(model, config, devices["device_id"])
+    task.about = (f"{start.config.num_hidden_layers} layers; starts from {flags.ptrain_ver}",)
+    return task, tokens, start.tokenizer, config
 
 
 def finetune(flags: Namespace) -> None:

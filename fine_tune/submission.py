@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fine_tune.cli import checks, flags, parser
-from fine_tune.cli.runs import best_checkpoint, own_folder, read_run
+from fine_tune.cli.evaluations import best_checkpoint
+from fine_tune.cli.runs import own_folder, read_run
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TASKS
 
@@ -64,7 +65,7 @@ def run_problems(found: Namespace) -> Iterator[str]:
     try:
         found.run_config = read_run("experiment", own_folder(found), found)
         if found.ckpt == "best":
-            found.ckpt, found.choice = best_checkpoint(own_folder(found), TASKS[found.task], TASKS[found.task].dev)
+            found.ckpt, found.choice = best_checkpoint(found)
     except UserError as error:
         yield f"RUNS {found.experiment}: {error}"
         return

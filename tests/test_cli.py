@@ -42,7 +42,13 @@ TRAINING = {
     "log_step": 500,
     "ckpt_step": 1000,
 }
-TEACHER_USE = {"teacher_exp": REQUIRED, "tmodel": "bert", "tckpt": REQUIRED, "tdevice_id": "--device_id"}
+TEACHER_USE = {
+    "teacher_exp": REQUIRED,
+    "tmodel": "bert",
+    "tckpt": REQUIRED,
+    "tdevice_id": "--device_id",
+    "weak_teacher": False,
+}
 STUDENT = {
     "d_model": 768,
     "d_ff": 3072,
@@ -76,7 +82,7 @@ PATHS = {
     "data_dir": str(ROOT / "data" / "fine_tune"),
     "experiment_dir": str(ROOT / "data" / "fine_tune_experiment"),
 }
-RUNS = {"overwrite": False, "keep_last": None}
+RUNS = {"overwrite": False, "keep_last": None, "dry_run": False, "eval_step": None, "eval_dataset": None}
 SPEED = {"precision": "fp32", "compile": False}
 
 TEACHING = EXPERIMENT | {"device_id": 0} | DATA_SPLIT | TEACHER | TRAINING | SPEED | PATHS | RUNS
@@ -100,7 +106,7 @@ SCRIPTS = {
     "run_lad_distil.py": DISTILLING | GATES,
     "run_lad_no_distil.py": DISTILLING | GATES,
     "run_probing_lad.py": DISTILLING | GATES | {"probing_exp": REQUIRED, "gate_indices": None, "student_indices": None},
-    "run_fine_tune_eval.py": EVALUATING | {"ckpt": 0},
+    "run_fine_tune_eval.py": EVALUATING | {"ckpt": 0, "again": False, "layers": False},
     "generate_test_prediction.py": EVALUATING | {"ckpt": REQUIRED},
 }
 
@@ -196,12 +202,13 @@ def alp(argv: list[str]) -> Namespace:
 
 
 def evaluate(argv: list[str]) -> Namespace:
-    ckpt = flags.Flag("ckpt", flags.integer(0), "", "0")
-    return parser.parse("", flags.evaluation(ckpt), checks.EVALUATION, "", argv)
+    own = [flags.Flag("ckpt", flags.integer(0), "", "0")]
+    own += [flags.Flag(switch, None, "") for switch in ("again", "layers")]
+    return parser.parse("", flags.evaluation(*own), checks.EVALUATION, "", argv)
 
 
 def predict(argv: list[str]) -> Namespace:
-    ckpt = flags.Flag("ckpt", flags.integer(0), "")
+    ckpt = flags.Flag("ckpt", flags.step_or_best, "")
     return parser.parse("", flags.evaluation(ckpt), checks.PREDICTION, "", argv)
 
 
@@ -334,7 +341,8 @@ def test_defaults_are_those_of_the_contract(desk: Desk) -> None:
     del found.run_config
     assert vars(found) == expected(SCRIPTS["run_fine_tune_eval.py"], evaluation)
     found = predict(desk.evaluating(ckpt="1"))
-    del found.run_config
+    assert found.choice == ""  # nothing was left to choose
+    del found.run_config, found.choice
     assert vars(found) == expected(SCRIPTS["generate_test_prediction.py"], evaluation | {"ckpt": 1})
 
 
@@ -958,6 +966,35 @@ def test_a_checkpoint_to_predict_with_that_is_not_there(desk: Desk) -> None:
     assert message.startswith(f"--ckpt 1: {folder / 'model-1.pt'} does not exist")
 
 
+def test_the_best_checkpoint(desk: Desk) -> None:
+    folder = desk.run(step=2)
+    path = folder / "eval-dev.json"
+    asked = desk.evaluating(dataset="test", ckpt="best")
+    command = f"python run_fine_tune_eval.py --experiment boss --task qqp --dataset dev --data_dir {desk.data}"
+    expected = f"--ckpt best: {path} does not exist; it comes from {command} --experiment_dir {desk.runs}"
+    assert complaint(predict, asked) == expected
+
+    rows = [{"step": 2, "accuracy": 0.75}, {"step": 4, "accuracy": None}, {"step": 6, "accuracy": 0.75}]
+    path.write_text(json.dumps({"checkpoints": rows}))
+    found = predict(asked)
+    assert found.ckpt == 2
+    assert found.choice == "--ckpt best: step 2, accuracy 0.7500 on dev, best of 3 evaluated checkpoints"
+
+    path.write_text(json.dumps({"checkpoints": [rows[0] | {"sha256": "0"}]}))
+    message = f"--ckpt best: {folder / 'model-2.pt'} is another file than the one scored in {path}; score it by "
+    assert complaint(predict, asked).startswith(message)
+    path.write_text(json.dumps({"checkpoints": rows[1:2]}))
+    assert complaint(predict, asked) == f"--ckpt best: {path} knows no checkpoint's accuracy; give a step"
+    path.write_text(json.dumps({"checkpoints": rows[2:]}))
+    assert "step 6 has the best accuracy in " in complaint(predict, asked)
+    strange = [{"2": 0.5}, [{"accuracy": 0.5}], [{"step": 2, "accuracy": "0.5"}]]
+    for content in ("[]", "{", *(json.dumps({"checkpoints": rows}) for rows in strange)):
+        path.write_text(content)
+        assert complaint(predict, asked).startswith(str(path))
+    message = "--ckpt 'worst': must be a whole number >= 0, or best"
+    assert complaint(predict, desk.evaluating(dataset="test", ckpt="worst")) == message
+
+
 # --- several problems, and what the shell sees ------------------------------------------------------------------------
 
 
@@ -1089,3 +1126,13 @@ def test_a_script_without_its_packages_names_the_interpreter_and_the_cure(desk: 
 def test_a_missing_module_of_our_own_is_no_users_mistake() -> None:
     error = ModuleNotFoundError("No module named 'fine_tune.nothing'", name="fine_tune.nothing")
     assert parser.missing_package(error) is error
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As in `... | head -1`, however little is printed."""
+    for lines in (3, 100_000):
+        code = f"from fine_tune.cli import parser; parser.run_script(lambda: print('line\\n' * {lines}))"
+        shell = f'{sys.executable} -c "{code}" | true; echo ${{PIPESTATUS[0]}}'
+        done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+        assert done.stderr == ""
+        assert done.stdout in ("0\n", "141\n")

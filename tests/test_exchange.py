@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -277,7 +276,7 @@ def test_what_cannot_be_a_teacher_is_said_in_one_line(root: Path, tmp_path: Path
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "cannot be loaded" in refused(root, tmp_path / "two")
     weights.unlink()
-    (tmp_path / "two" / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(tmp_path / "owned")))
+    torch.save({"bert.pooler.dense.bias": Evil(tmp_path / "owned")}, tmp_path / "two" / "pytorch_model.bin")
     assert "cannot be loaded" in refused(root, tmp_path / "two")
     assert not (tmp_path / "owned").exists()
     sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "vocab_size": len(tiny.VOCABULARY)}

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = ("core", "data", "cli", "models", "methods", "training", "verbs", "scripts")  # each imports from lower ones
+FLOORS = (
+    "core",
+    "data",
+    "cli",
+    "models",
+    "methods",
+    "training",
+    "reporting",
+    "verbs",
+    "scripts",
+)  # each imports from lower ones
 METHODS = {"pkd", "lad", "lad_no", "alp"}
 WITHOUT_TORCH = ("core", "cli", "data.tasks")
 PACKAGE = sorted((ROOT / "fine_tune").rglob("*.py"))

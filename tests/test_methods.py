@@ -14,7 +14,7 @@ from fine_tune.methods.alp import alp
 from fine_tune.methods.gate import Gate
 from fine_tune.methods.lad import lad, lad_cls, lad_user_defined, partial_lad
 from fine_tune.methods.lad_no import LadNo
-from fine_tune.methods.losses import hard_loss, hidden_loss, soft_loss
+from fine_tune.methods.losses import hard_loss, layer_losses, soft_loss
 from fine_tune.methods.method import Method
 from fine_tune.methods.pkd import Pkd
 
@@ -50,7 +50,7 @@ def targets(method: Method, teacher: Planes, student: Planes) -> list[tuple[torc
     """Return the method's pairs as (B, S or 1, D) arrays."""
     layout = every(method)
     pairs, _ = method(rows(teacher, layout), rows(student, layout), layout)
-    return [(target.view(B, -1, D), state.view(B, -1, D)) for target, state in pairs]
+    return [(target.view(B, -1, D), state.view(B, -1, D)) for target, state in pairs.values()]
 
 
 def vectors_of(method: Method, teacher: Planes, student: Planes) -> dict[str, torch.Tensor]:
@@ -201,11 +201,12 @@ def test_alp_gradient_flows_through_the_weights() -> None:
     teacher_hiddens = rows(teacher, layout)
 
     def loss(learned: torch.Tensor) -> torch.Tensor:
-        return hidden_loss(method(teacher_hiddens, [learned], layout)[0], layout)
+        return layer_losses(method(teacher_hiddens, [learned], layout)[0].values(), layout).sum()
 
     learned = state.reshape(-1, D).requires_grad_()
     assert torch.autograd.gradcheck(loss, (learned,))  # against finite differences, which know nothing of detaching
-    [(target, _)], _ = method(teacher_hiddens, [learned], layout)
+    pairs, _ = method(teacher_hiddens, [learned], layout)
+    [(target, _)] = pairs.values()
     detached = torch.autograd.grad((target.detach() - learned).square().mean(), learned)[0]
     assert not torch.allclose(torch.autograd.grad(loss(learned), learned)[0], detached)
 
@@ -230,7 +231,7 @@ def test_every_gate_learns(name: str) -> None:
     method = GATED[name]().double()
     layout = every(method)
     pairs, _ = method(rows(states(6, 1), layout), rows(states(3, 2), layout), layout)
-    loss = hidden_loss(pairs, layout)
+    loss = layer_losses(pairs.values(), layout).sum()
     loss.backward()
     for parameter in method.parameters():
         assert parameter.grad is not None
@@ -274,13 +275,13 @@ def test_label_loss_is_cross_entropy() -> None:
     assert hard_loss(logits, labels).item() == pytest.approx(sum(expected) / 2)
 
 
-def test_hidden_loss_is_the_sum_of_means() -> None:
+def test_layer_losses_are_means() -> None:
     first, second = states(3, 1), states(3, 2)
-    expected = sum(((a - b) ** 2).sum() / (B * S * D) for a, b in zip(first, second, strict=True))
+    expected = [((a - b) ** 2).sum().item() / (B * S * D) for a, b in zip(first, second, strict=True)]
     layout = full(np.full(B, S), S)
     pairs = list(zip(rows(first, layout), rows(second, layout), strict=True))
-    assert hidden_loss(pairs, layout).item() == pytest.approx(expected.item())
-    assert F.mse_loss(first[0], second[0]).item() == pytest.approx(hidden_loss(pairs[:1], layout).item())
+    assert layer_losses(pairs, layout).tolist() == pytest.approx(expected)
+    assert F.mse_loss(first[0], second[0]).item() == pytest.approx(expected[0])
 
 
 def test_probe_reads_the_flags() -> None:

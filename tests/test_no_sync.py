@@ -9,8 +9,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fine_tune.data.tokens import Batch
+from fine_tune.methods.method import SHARES
 from fine_tune.models import linear
-from fine_tune.training.loop import train
+from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
 from tests.built import METHODS, distillation, make_tokens
 
@@ -21,7 +22,7 @@ def without_values(batch: Batch, mode: FakeTensorMode) -> Batch:
     def hollow(thing: object) -> dict[str, torch.Tensor]:
         return {f.name: mode.from_tensor(getattr(thing, f.name)) for f in fields(thing) if f.type is torch.Tensor}
 
-    return replace(batch, layout=replace(batch.layout, **hollow(batch.layout)), **hollow(batch))
+    return replace(batch, watched=True, layout=replace(batch.layout, **hollow(batch.layout)), **hollow(batch))
 
 
 def step(name: str, pad_loss: str, mu: float, read: bool = False) -> None:
@@ -32,7 +33,9 @@ def step(name: str, pad_loss: str, mu: float, read: bool = False) -> None:
         hollow, what = without_values(batch, mode), distillation(name, pad_loss, mu=mu)
         guard = NonFiniteGuard(what.optimizers)
 
-        def log(step: int, losses: dict[str, torch.Tensor], lrs: dict[str, float]) -> None:
+        def log(step: int, losses: Named, lrs: dict[str, float], shown: Named) -> None:
+            assert {"grad_norm"} <= shown.keys()
+            assert (SHARES in shown) == (mu > 0)
             if read:
                 losses["loss"].item()
 

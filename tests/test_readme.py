@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 TEXT = (ROOT / "README.md").read_text()
 SCRIPTS = {path.stem for path in [*ROOT.glob("run_*.py"), ROOT / "generate_test_prediction.py"]}
+VERBS = {f"fine_tune.{path.stem}" for path in ROOT.glob("fine_tune/*.py") if "run_script" in path.read_text()}
 TASKS = ["qqp", "mnli", "qnli", "sst2", "mrpc", "rte"]
 
 # The shell itself expands variables and loops; every program is replaced by one that says how it was called.
@@ -37,13 +38,14 @@ def blocks(path: Path) -> list[str]:
 
 
 def called(found: list[list[str]]) -> list[list[str]]:
-    """Return the calls of our scripts, from the script's name on."""
-    return [words[1:] for words in found if words[0] == "python" and words[1].removesuffix(".py") in SCRIPTS]
+    """Return the calls of our scripts and verbs, from the script's, or after python -m the verb's, name on."""
+    calls = [words[1 + (words[1] == "-m") :] for words in found if words[0] == "python"]
+    return [words for words in calls if words[0].removesuffix(".py") in SCRIPTS | VERBS]
 
 
 def names_a_script(block: str) -> bool:
-    """Tell whether a piece of bash is about our scripts."""
-    return any(f"{script}.py" in block for script in SCRIPTS)
+    """Tell whether a piece of bash is about our scripts or verbs."""
+    return any(f"{script}.py" in block for script in SCRIPTS) or any(f"-m {verb}" in block for verb in VERBS)
 
 
 def shown(path: Path) -> list[list[str]]:
@@ -83,8 +85,8 @@ def parsed(words: list[str]) -> Namespace:
 
 
 def named(words: list[str]) -> str:
-    """Return the run that a command names."""
-    return words[words.index("--experiment") + 1]
+    """Return the run that a command names; the report names patterns of them, first."""
+    return words[words.index("--experiment") + 1] if "--experiment" in words else words[1]
 
 
 def label(words: list[str]) -> str:
@@ -93,16 +95,18 @@ def label(words: list[str]) -> str:
 
 @pytest.mark.parametrize("words", README + DOCS, ids=label)
 def test_commands_parse(words: list[str]) -> None:
-    assert parsed(words).experiment == named(words)
+    found = parsed(words).experiment
+    assert found == named(words) or named(words) in found
 
 
 def test_every_script_has_a_command_and_an_example_that_parses() -> None:
     import importlib
 
-    assert {words[0].removesuffix(".py") for words in README} == SCRIPTS
-    for script in SCRIPTS:
+    assert {words[0].removesuffix(".py") for words in README} - VERBS == SCRIPTS
+    assert VERBS
+    for script in SCRIPTS | VERBS:
         [example] = called(commands(importlib.import_module(script).EXAMPLE))
-        assert example[0] == f"{script}.py"
+        assert example[0].removesuffix(".py") == script
         parsed(example)
 
 

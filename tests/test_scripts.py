@@ -1,5 +1,6 @@
 """The scripts end to end on a tiny BERT."""
 
+import hashlib
 import json
 import math
 import os
@@ -45,7 +46,7 @@ def test_the_whole_way_in_real_processes(tmp_path: Path) -> None:
     assert code == 0, said
     lines = out.splitlines()
     assert lines[0].split() == ["step", "accuracy", "f1_score", "eval_loss"]
-    assert [line.split()[0] for line in lines[1:4]] == ["4", "6", "8"]
+    assert [line.split()[0] for line in lines[1:5]] == ["majority", "4", "6", "8"]
     saved = json.loads((run / "eval-dev.json").read_text())
     assert [row["step"] for row in saved["checkpoints"]] == [4, 6, 8]
     for tag in ("accuracy", "f1_score", "eval_loss"):
@@ -100,6 +101,91 @@ def test_evaluation_merges_by_step(root: Path) -> None:
     assert merged["checkpoints"][1:] == last
     tiny.run_script("run_fine_tune_eval", **flags | {"dataset": "train", "batch_size": 3})
     assert path.with_name("eval-train.json").is_file()
+
+
+def test_what_an_evaluation_leaves_for_the_report(root: Path, capsys: pytest.CaptureFixture) -> None:
+    """The logits against scikit-learn and the table; nothing twice unless a weight, the data or the logits changed."""
+    folder, data = root / "runs" / "teacher_bert_qqp", root / "data" / "QQP" / "dev.tsv"
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
+
+    def scored(*words: str) -> tuple[dict[str, Any], str, str]:
+        tiny.run_script("run_fine_tune_eval", *words, **flags)
+        out, err = capsys.readouterr()
+        return json.loads((folder / "eval-dev.json").read_text()), out, err.partition("not scored again")[2]
+
+    found, out, before = scored()
+    assert before == ""
+    labels = np.array([int(line.split("\t")[5]) for line in data.read_text().splitlines()[1:]])
+    most = max(0, 1, key=list(labels).count)
+    assert found["rows"] == len(labels)
+    assert found["data_sha256"] == hashlib.sha256(data.read_bytes()).hexdigest()
+    majority = {"accuracy": np.mean(labels == most), "f1_score": metrics.f1_score(labels, np.full_like(labels, most))}
+    assert found["majority"] == pytest.approx(majority)
+    assert found["finished"] is True
+    for row in found["checkpoints"]:
+        logits = np.load(folder / f"logits-dev-{row['step']}.npy")
+        assert (logits.dtype, logits.shape) == (np.float32, (len(labels), 2))
+        assert row["accuracy"] == metrics.accuracy_score(labels, logits.argmax(1))
+        assert row["predicted"] == [int((logits.argmax(1) == label).sum()) for label in (0, 1)]
+        assert row["sha256"] == hashlib.sha256((folder / f"model-{row['step']}.pt").read_bytes()).hexdigest()
+        assert (row["device"], row["threads"]) == ("cpu", torch.get_num_threads())
+    assert out.splitlines()[1].split() == ["majority", *(f"{value:.4f}" for value in majority.values()), "-"]
+
+    again, out_again, before = scored()
+    assert (again, out_again) == (found, out)  # seconds and all: nothing was computed
+    assert ": step 2, 4\n" in before
+    assert scored("--again")[2] == ""
+    (folder / "logits-dev-2.npy").write_bytes(b"damaged")
+    assert ": step 4\n" in scored()[2]
+    weights = tiny.load(folder / "model-4.pt")
+    weights["linear_layer.bias"] = torch.tensor([1e3, -1e3])
+    torch.save(weights, folder / "model-4.pt")
+    found, out, before = scored()
+    assert ": step 2\n" in before
+    assert found["checkpoints"][1]["predicted"] == [len(labels), 0]
+    assert [line.endswith("every prediction is 0") for line in out.splitlines()] == [False, False, False, True, False]
+
+    data.write_text(data.read_text().rpartition("\n")[0].rpartition("\n")[0] + "\n")
+    (folder / "model-2.pt").unlink()  # its score was for the longer file
+    changed, _, before = scored()
+    assert before == ""
+    assert changed["rows"] == len(labels) - 1
+    assert [row["step"] for row in changed["checkpoints"]] == [4]
+
+
+def test_an_evaluation_file_of_an_older_version_is_read(root: Path) -> None:
+    """It has scores alone; a row whose checkpoint has gone stays."""
+    path = root / "runs" / "teacher_bert_qqp" / "eval-dev.json"
+    old = [{"step": step, "accuracy": 0.25, "f1_score": None, "eval_loss": 0.5} for step in (1, 2)]
+    path.write_text(json.dumps({"checkpoints": old, "best": {}}))
+    tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", **tiny.paths(root))
+    found = json.loads(path.read_text())
+    assert found["checkpoints"][0] == old[0]
+    assert [row.get("threads") for row in found["checkpoints"]] == [None, 1, 1]
+
+
+def test_an_evaluation_beside_training_is_marked_unfinished(root: Path, capsys: pytest.CaptureFixture) -> None:
+    """Until it is given again after the end: then nothing is scored, and the mark goes."""
+    folder = root / "runs" / "teacher_bert_qqp"
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
+    (folder / "state.pt").touch()
+    for finished in (False, True):
+        tiny.run_script("run_fine_tune_eval", **flags)
+        assert json.loads((folder / "eval-dev.json").read_text())["finished"] is finished
+        assert ("unfinished" in capsys.readouterr().err) is not finished
+        (folder / "state.pt").unlink(missing_ok=True)
+
+
+def test_the_best_checkpoint_is_predicted_with(root: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = root / "runs" / "teacher_bert_qqp"
+    flags = {"experiment": "teacher", "task": "qqp"} | tiny.paths(root)
+    tiny.run_script("run_fine_tune_eval", dataset="dev", **flags)
+    step = json.loads((folder / "eval-dev.json").read_text())["best"]["accuracy"]["step"]
+    tiny.run_script("generate_test_prediction", dataset="dev", ckpt="best", **flags)
+    assert f"--ckpt best: step {step}, accuracy " in capsys.readouterr().err
+    chosen = (folder / "QQP-dev.tsv").read_text()
+    tiny.run_script("generate_test_prediction", dataset="dev", ckpt=step, **flags)
+    assert (folder / "QQP-dev.tsv").read_text() == chosen
 
 
 def test_an_undefined_metric_is_null_in_the_file(tmp_path: Path) -> None:
@@ -230,10 +316,10 @@ def test_two_evaluations_at_once_lose_no_row(root: Path) -> None:
     folder = root / "runs" / "teacher_bert_qqp"
     flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
     evaluate.save_scores(folder / "eval-dev.json", [{"step": 1, "accuracy": 0.5, "f1_score": 0.5, "eval_loss": 0.5}])
-    read_json = evaluate.read_json
+    read_evaluation = evaluate.read_evaluation
 
-    def slow(path: Path) -> dict[str, Any]:
-        content = read_json(path)
+    def slow(path: Path) -> evaluate.Evaluation:
+        content = read_evaluation(path)
         time.sleep(0.5)
         return content
 
@@ -241,7 +327,7 @@ def test_two_evaluations_at_once_lose_no_row(root: Path) -> None:
     for step in (2, 4):
         only = (checkpoint, "steps", lambda folder, step=step: [step])
         action = lambda: tiny.run_script("run_fine_tune_eval", **flags)  # noqa: E731
-        thread = threading.Thread(target=in_child, args=(action, only, (evaluate, "read_json", slow)))
+        thread = threading.Thread(target=in_child, args=(action, only, (evaluate, "read_evaluation", slow)))
         thread.start()
         children.append(thread)
     for thread in children:

@@ -8,11 +8,13 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fine_tune.cli.evaluations import BEST, best_checkpoint
 from fine_tune.cli.flags import PAD_SAMPLES
-from fine_tune.cli.runs import INHERITED, best_checkpoint, data_file, own_folder, read_run, read_teacher, teacher_folder
+from fine_tune.cli.runs import INHERITED, data_file, own_folder, read_run, read_teacher, teacher_folder
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TASK_FILE, TASKS, own_tasks, task_spec
 
@@ -130,7 +132,7 @@ def any_split(flags: Namespace) -> Iterator[str]:
 @needs("task")
 def dev_split(flags: Namespace) -> Iterator[str]:
     """What is said of a model is said of the dev split, which becomes `flags.dataset`."""
-    flags.dataset = task_spec(flags).dev
+    flags.dataset = task_spec(flags).dev()
     yield from split_problems(flags, flags.dataset, [flags.dataset], "--dataset")
 
 
@@ -168,10 +170,9 @@ def existing_checkpoint(flags: Namespace) -> Iterator[str]:
     The word best becomes the step that it means, and `flags.choice` says why; else that is empty.
     """
     flags.choice = ""
-    if flags.ckpt == "best":
+    if flags.ckpt == BEST:
         try:
-            spec = task_spec(flags)
-            flags.ckpt, flags.choice = best_checkpoint(own_folder(flags), spec, spec.dev)
+            flags.ckpt, flags.choice = best_checkpoint(flags)
         except UserError as error:
             if hasattr(flags, "run_config"):
                 yield str(error)
@@ -179,6 +180,26 @@ def existing_checkpoint(flags: Namespace) -> Iterator[str]:
     path = own_folder(flags) / f"model-{flags.ckpt}.pt"
     if (path.parent / "config.json").is_file() and not path.is_file():
         yield f"--ckpt {flags.ckpt}: {path} does not exist"
+
+
+@needs("layers", "run_config", "experiment", "task", "experiment_dir")
+def teacher_at_hand(flags: Namespace) -> Iterator[str]:
+    """--layers compares a student with its teacher, whose config becomes `flags.teacher_config`."""
+    run = flags.run_config
+    if not flags.layers:
+        return
+    if not all(hasattr(run, name) for name in ("teacher_exp", "tmodel", "tckpt")):
+        yield f"--layers: --experiment {flags.experiment} is no student of a teacher that its config.json names"
+        return
+    folder = teacher_folder(Namespace(**vars(run) | {"experiment_dir": flags.experiment_dir}))
+    try:
+        flags.teacher_config = read_run("layers", folder, flags)
+    except UserError as error:
+        yield str(error)
+        return
+    path = folder / f"model-{run.tckpt}.pt"
+    if not path.is_file():
+        yield f"--layers: {path}, the teacher of --experiment {flags.experiment}, does not exist"
 
 
 @needs("teacher_exp", "tmodel", "tckpt", "task", "experiment_dir")
@@ -260,9 +281,42 @@ def teacher_cache(flags: Namespace, reads_cls_only: Callable[[Namespace], bool])
         )
 
 
-TRAINING: tuple[Check, ...] = (known_task, accumulation, warm_up)
+@needs("task", "dataset", "metric")
+def reported_score(flags: Namespace) -> Iterator[str]:
+    """A report compares one of the task's scores on a split with labels; by default its first, on dev."""
+    spec = task_spec(flags)
+    flags.dataset = flags.dataset or spec.dev()
+    flags.metric = flags.metric or spec.metrics[0]
+    if flags.dataset not in spec.labelled():
+        yield f"--dataset {flags.dataset}: --task {flags.task} has {', '.join(spec.labelled())} (with labels)"
+    if flags.metric not in spec.metrics:
+        yield f"--metric {flags.metric}: --task {flags.task} has {', '.join(spec.metrics)}"
+
+
+@needs("plot")
+def picture_format(flags: Namespace) -> Iterator[str]:
+    """The picture's format is its file's; only a picture needs matplotlib."""
+    if flags.plot and Path(flags.plot).suffix not in (".png", ".pdf", ".svg"):
+        yield f"--plot {flags.plot}: must end in .png, .pdf or .svg"
+    elif flags.plot and find_spec("matplotlib") is None:
+        yield f"--plot {flags.plot}: needs matplotlib: pip install matplotlib"
+
+
+@needs("task", "eval_step", "eval_dataset")
+def evaluation_beside(flags: Namespace) -> Iterator[str]:
+    """--eval_step reads a split with labels, by default dev; without it no split is read."""
+    if flags.eval_step is None:
+        if flags.eval_dataset is not None:
+            yield f"--eval_dataset {flags.eval_dataset}: has no meaning without --eval_step; leave it out"
+        return
+    flags.eval_dataset = flags.eval_dataset or task_spec(flags).dev()
+    yield from split_problems(flags, flags.eval_dataset, task_spec(flags).labelled(), "--eval_dataset")
+
+
+TRAINING: tuple[Check, ...] = (known_task, accumulation, warm_up, evaluation_beside)
 FINE_TUNING: tuple[Check, ...] = (*TRAINING, class_count, labelled_split, pretrained_folder)
-EVALUATION: tuple[Check, ...] = (known_task, labelled_split, existing_run)
+EVALUATION: tuple[Check, ...] = (known_task, labelled_split, existing_run, teacher_at_hand)
+REPORT: tuple[Check, ...] = (known_task, reported_score, picture_format)
 PREDICTION: tuple[Check, ...] = (known_task, any_split, existing_run, existing_checkpoint)
 
 

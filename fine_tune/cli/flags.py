@@ -106,6 +106,31 @@ def layer_numbers(text: str) -> list[int]:
     return layers
 
 
+def name_pattern(text: str) -> str:
+    """Read a plain name in which * and ? may stand for other letters."""
+    if not re.fullmatch(r"[A-Za-z0-9._*?-]{1,100}", text):
+        raise ValueError("must be the name of a run, in which * and ? may stand for other letters")
+    return text
+
+
+def checkpoint_choice(text: str) -> int | str:
+    """Read which checkpoint of every run counts: best, last or a step."""
+    try:
+        return text if text in ("best", "last") else integer(0)(text)
+    except ValueError:
+        raise ValueError("must be best, last or a step") from None
+
+
+checkpoint_choice.metavar = "{best,last,step}"
+
+
+def label(text: str) -> str:
+    """Read a name that may hold blanks."""
+    if not text or not text.isprintable():
+        raise ValueError("must be printable characters")
+    return text
+
+
 def names(text: str) -> list[str]:
     """Read names separated by commas, none twice."""
     found = text.split(",")
@@ -155,12 +180,22 @@ def pretrained(text: str) -> str:
 # --- the groups -------------------------------------------------------------------------------------------------------
 
 
+def task() -> Flag:
+    """Return the flag that names the task; everything that reads a run."""
+    return Flag("task", task_name, "GLUE task, or one of your own (fine_tune.add_task)")
+
+
+def model() -> Flag:
+    """Return the flag of the middle part of a run's folder; everything that reads a run."""
+    return Flag("model", plain_name, "model name, a part of the run's folder", "bert")
+
+
 def experiment(device: Any = REQUIRED, falls_back: str = "") -> FlagGroup:
     """Flags that name a run and its device; all eight scripts."""
     return "experiment", [
         Flag("experiment", plain_name, "name of the run"),
-        Flag("task", task_name, "GLUE task, or one of your own (fine_tune.add_task)"),
-        Flag("model", plain_name, "model name, a part of the run's folder", "bert"),
+        task(),
+        model(),
         Flag("device_id", integer(-1), "where the model runs: -1 = CPU, n = cuda:n", device, falls_back),
     ]
 
@@ -218,6 +253,7 @@ def teacher_use() -> FlagGroup:
         Flag("tmodel", plain_name, "model name of the teacher's run", "bert"),
         Flag("tckpt", integer(0), "step of the teacher's checkpoint"),
         Flag("tdevice_id", integer(-1), "where the teacher runs: -1 = CPU, n = cuda:n", falls_back="--device_id"),
+        Flag("weak_teacher", None, "go on with a teacher that is no better on dev than the majority class"),
     ]
 
 
@@ -288,6 +324,9 @@ def runs() -> FlagGroup:
     return "runs", [
         Flag("keep_last", integer(1), "checkpoints to keep, counted from the newest", falls_back="all"),
         Flag("overwrite", None, "start afresh; the run that is there is moved aside"),
+        Flag("dry_run", None, "check everything, do a few steps in memory, say what to expect; write nothing"),
+        Flag("eval_step", integer(1), "steps between two evaluations; changes no number", falls_back="off"),
+        Flag("eval_dataset", plain_name, "split for --eval_step", falls_back="dev, of MNLI dev_matched"),
     ]
 
 
@@ -302,7 +341,38 @@ def distillation() -> list[FlagGroup]:
     return [experiment(), training(), teacher_use(), student(), objective(), speed(distilling=True), paths(), runs()]
 
 
-def evaluation(ckpt: Flag) -> list[FlagGroup]:
-    """Return all groups of evaluation and prediction; they differ in what --ckpt means."""
+def evaluation(*own: Flag) -> list[FlagGroup]:
+    """Return all groups of evaluation and prediction; they differ in what --ckpt means, the first of their `own`."""
     batch_size = Flag("batch_size", integer(1), "examples at a time; changes no result", "32")
-    return [experiment(falls_back="the run's own"), data_split(), ("evaluation", [batch_size, ckpt]), paths()]
+    return [experiment(falls_back="the run's own"), data_split(), ("evaluation", [batch_size, *own]), paths()]
+
+
+def reporting() -> list[FlagGroup]:
+    """Return all groups of the report."""
+    which = "runs to compare: names, in which * and ? may stand for other letters"
+    formats = choice("text", "markdown", "latex", "csv", "json")
+    return [
+        ("runs", [Flag("experiment", name_pattern, which, positional=True), task(), model()]),
+        (
+            "comparison",
+            [
+                Flag("dataset", plain_name, "split whose scores are compared", falls_back="the task's dev"),
+                Flag("metric", plain_name, "score to compare", falls_back="the task's first"),
+                Flag("select", checkpoint_choice, "checkpoint of each run that counts", "best"),
+                Flag(
+                    "baseline", label, "group, by its name in the report, to compare the others with", falls_back="none"
+                ),
+                Flag("anyway", None, "compare runs of other teachers or other data, which is refused otherwise"),
+            ],
+        ),
+        (
+            "output",
+            [
+                Flag("format", formats, "what is printed; csv has a line for each run", "text"),
+                Flag("plot", path, "also draw a picture into this file: .png, .pdf or .svg", falls_back="none"),
+                Flag("measure", None, "also time teacher and students on --device_id, batch 1 and 32"),
+                Flag("device_id", integer(-1), "where --measure runs: -1 = CPU, n = cuda:n", "-1"),
+            ],
+        ),
+        paths(),
+    ]

@@ -164,11 +164,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         try:
             main()
             sys.stdout.flush()
-        except ModuleNotFoundError as error:
-            raise missing_package(error) from error
-        except BrokenPipeError:  # who read the results, as `head` does, has seen enough
+        except BrokenPipeError:  # who reads, as head does, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
+        except ModuleNotFoundError as error:
+            raise missing_package(error) from error
     except Stop as stop:
         if torchrun.LOCAL_RANK == 0:  # the others on this machine stop for the same reason
             print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)

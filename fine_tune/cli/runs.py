@@ -7,26 +7,22 @@ from typing import Any, NamedTuple
 
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import read_json
-from fine_tune.data.tasks import Split, TaskSpec, task_spec
+from fine_tune.data.tasks import Split, task_spec
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size")
+STATE = "state.pt"  # what a resume needs; a finished run has none
 INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller takes these from its teacher
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
 RESUMABLE_FLAGS = set(
-    "device_id tdevice_id gate_device_id cache_teacher log_step ckpt_step keep_last data_dir experiment_dir".split()
+    "device_id tdevice_id gate_device_id cache_teacher log_step ckpt_step keep_last data_dir experiment_dir "
+    "weak_teacher eval_step eval_dataset".split()
 )
-NOT_FLAGS = {
-    "kind",
-    "method",
-    "labels",
-    "encoder",
-    "data_sha256",
-    "teacher_sha256",
-    "ptrain_commit",
-}  # in config.json all the same
+USAGE = ("wall_seconds", "peak_memory_gib")  # what a finished run took
+# In config.json all the same:
+NOT_FLAGS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256", "ptrain_commit"}
 
 
 def own_folder(flags: Namespace) -> Path:
@@ -42,6 +38,12 @@ def teacher_folder(flags: Namespace) -> Path:
 def log_folder(folder: Path) -> Path:
     """Return the tensorboard folder of the run in `folder`."""
     return folder.parent / "log" / folder.name
+
+
+def is_finished(folder: Path, config: Namespace) -> bool:
+    """Tell whether the run in `folder` has come to its last step; the authors' configs need not name that."""
+    last = getattr(config, "total_step", None)
+    return not (folder / STATE).is_file() and (last is None or (folder / f"model-{last}.pt").is_file())
 
 
 def data_file(flags: Namespace, split: Split) -> Path:
@@ -100,22 +102,10 @@ def read_teacher(flags: Namespace) -> Namespace:
     return teacher
 
 
-def best_checkpoint(folder: Path, spec: TaskSpec, dataset: str) -> tuple[int, str]:
-    """Return the step of the run in `folder` that did best on `dataset` by the task's first metric, and why in words.
-
-    Raises UserError, with the cure, when the run was not evaluated there, or that checkpoint has gone.
-    """
-    path, metric = folder / f"eval-{dataset}.json", spec.metrics[0]
-    if not path.is_file():
-        cure = f"run_fine_tune_eval.py --dataset {dataset} writes it"
-        raise UserError(f"--ckpt best: {path} does not exist; {cure}")
-    winner = read_json(path).get("best", {}).get(metric)
-    if winner is None:
-        raise UserError(f"--ckpt best: {path} knows no checkpoint's {metric}; give a step")
-    step = winner["step"]
-    if not (folder / f"model-{step}.pt").is_file():
-        raise UserError(f"--ckpt best: {folder / f'model-{step}.pt'}, the best by {metric}, has gone; give a step")
-    return step, f"--ckpt best: step {step}, {metric} {winner['value']:.4f} on {dataset}"
+def shared_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run's config.json that its repeats with other seeds have in common."""
+    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks", *USAGE}
+    return {name: value for name, value in config.items() if name not in own}
 
 
 # --- a run that is there already --------------------------------------------------------------------------------------

@@ -74,9 +74,23 @@ def make_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, atomically; nan, which JSON does not know, must be None by now."""
+    """Write `value` as JSON, atomically."""
     with atomic_write(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        file.write(json_bytes(value))
+
+
+def rewrite_json(path: Path, value: Any) -> None:
+    """Write `value` in place of the JSON file at `path`, which keeps its time: that tells others which file it is."""
+    before = path.stat()
+    with atomic_write(path) as file:
+        file.write(json_bytes(value))
+        file.flush()
+        os.utime(file.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as readable JSON; nan, which JSON does not know, must be None by now."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -49,14 +49,13 @@ class TaskSpec:
         """Width of the classifier's output: one per label, 1 for regression."""
         return len(self.labels) or 1
 
-    @property
-    def dev(self) -> str:
-        """Name of the split by which checkpoints are chosen: the first with labels after train."""
-        return self.labelled()[1]
-
     def labelled(self) -> list[str]:
         """Return the splits that can be trained on or evaluated."""
         return [name for name, split in self.splits.items() if split.label is not None]
+
+    def dev(self) -> str:
+        """Return the split on which models are chosen and compared: dev, of several the first."""
+        return next(name for name in self.labelled() if name != "train")
 
 
 def usual(folder: str, columns: int, text: int, pair: int | None, label: int, test: Split) -> dict[str, Split]:

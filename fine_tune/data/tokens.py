@@ -29,7 +29,8 @@ CHUNK = 4096  # texts tokenised at a time
 class Batch:
     """B examples as the R rows of `layout`: ids and segment ids (R,), 0 where a row is padding; labels (B,).
 
-    `examples` (B,) are their numbers in the split; `fraction` is the part that they are of the micro-batch.
+    `examples` (B,) are their numbers in the split; `fraction` is the part that they are of the micro-batch; of a
+    `watched` one more is logged.
     """
 
     input_ids: torch.Tensor
@@ -38,6 +39,7 @@ class Batch:
     layout: Layout
     examples: np.ndarray
     fraction: float = 1.0
+    watched: bool = False
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
@@ -84,9 +86,16 @@ class Tokens:
 
 
 def load(
-    path: Path, sha256: str, spec: TaskSpec, split: Split, tokenizer: Any, max_seq_len: int, cache: Path
+    path: Path,
+    sha256: str,
+    spec: TaskSpec,
+    split: Split,
+    tokenizer: Any,
+    max_seq_len: int,
+    cache: Path,
+    keep: bool = True,
 ) -> Tokens:
-    """Return the token arrays of a task's file, from the folder `cache` if they were made before.
+    """Return the token arrays of a task's file, from the folder `cache` if they were made before; else `keep` them.
 
     The key covers the file's content by its checksum `sha256`, the columns read, the tokenizer and max_seq_len, so
     nothing stale is ever used.
@@ -101,9 +110,10 @@ def load(
     if tokens is None:
         examples = read_examples(path, spec, split)
         tokens = tokenise(examples, backend, max_seq_len, regression=not spec.labels)
-        make_folder(cache)
-        with atomic_write(name) as file:
-            np.savez(file, key=np.array(key), **vars(tokens))
+        if keep:
+            make_folder(cache)
+            with atomic_write(name) as file:
+                np.savez(file, key=np.array(key), **vars(tokens))
     return tokens
 
 

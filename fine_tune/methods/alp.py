@@ -1,10 +1,12 @@
 """ALP-KD: every student layer learns an attention-weighted mix of teacher layers (Passban et al., AAAI 2021)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 from fine_tune.data.layout import Layout
-from fine_tune.methods.method import Hiddens, Method, Pairs, Vectors
+from fine_tune.methods.method import SHARES, Hiddens, Method, Pairs, Vectors, share_rows
 from fine_tune.models.precision import no_autocast
 
 
@@ -22,13 +24,26 @@ class Alp(Method):
     def forward(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> tuple[Pairs, Vectors]:
         """Pair every student layer with its mix; attn-<i> is the mean attention of layer i + 1 over the rows, (L,)."""
         keys = torch.stack(teacher_hiddens, dim=1)  # (R, L, D)
-        pairs, vectors = [], {}
-        for index, (state, limit) in enumerate(zip(student_hiddens, self.limits, strict=True)):
+        pairs, vectors = {}, {}
+        for number, (state, limit) in enumerate(zip(student_hiddens, self.limits, strict=True), 1):
             target, weights = mix(keys[:, :limit], state)
-            pairs.append((target, state))
+            pairs[number] = (target, state)
             attention = layout.mean(weights.detach())
-            vectors[f"attn-{index}"] = F.pad(attention, (0, len(teacher_hiddens) - limit))
+            vectors[f"attn-{number - 1}"] = F.pad(attention, (0, len(teacher_hiddens) - limit))
         return pairs, vectors
+
+    def watch(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> Vectors:
+        """Return the attention as shares, its entropy / log L and its centre, the mean number of a teacher layer."""
+        keys, layers = torch.stack(teacher_hiddens, dim=1), len(teacher_hiddens)
+        numbers = torch.arange(1, layers + 1, device=keys.device, dtype=keys.dtype)
+        shown, rows = {}, {}
+        for number, (state, limit) in enumerate(zip(student_hiddens, self.limits, strict=True), 1):
+            weights = mix(keys[:, :limit], state)[1]
+            entropy = layout.mean(torch.special.entr(weights).sum(1))
+            rows[number] = layout.mean(weights)
+            shown[f"attn/entropy/{number}"] = entropy / math.log(max(layers, 2))  # of one layer it is 0
+            shown[f"attn/centre/{number}"] = (rows[number] * numbers[:limit]).sum()
+        return shown | {SHARES: share_rows(rows, len(student_hiddens), layers)}
 
 
 def mix(keys: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

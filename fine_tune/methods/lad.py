@@ -6,8 +6,8 @@ Lin, Chen, Kao, Sensors 2023, 23(3):1483, sections 3 and 5.5. Layers and gates a
 from torch import nn
 
 from fine_tune.data.layout import Layout
-from fine_tune.methods.gate import Gate
-from fine_tune.methods.method import Hiddens, Method, Pairs, Vectors
+from fine_tune.methods.gate import Gate, chain_shares
+from fine_tune.methods.method import SHARES, Hiddens, Method, Pairs, Vectors, one_hot, share_rows
 
 
 class Lad(Method):
@@ -33,11 +33,27 @@ class Lad(Method):
 
     def forward(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> tuple[Pairs, Vectors]:
         """Pair each student layer with what it learns."""
+        aggregated = self.carry(teacher_hiddens, layout)
+        pairs = {i: (aggregated[k - 1], student_hiddens[i - 1]) for i, k in self.carried}
+        return pairs | {i: (teacher_hiddens[k - 1], student_hiddens[i - 1]) for i, k in self.plain}, {}
+
+    def carry(self, teacher_hiddens: Hiddens, layout: Layout) -> Hiddens:
+        """Return a_1 .. a_k up to the highest that a student layer learns."""
         aggregated = [teacher_hiddens[0]]
         for gate, above in zip(self.gates.values(), teacher_hiddens[1 : self.top], strict=False):
             aggregated.append(gate(aggregated[-1], above, layout))
-        pairs = [(aggregated[k - 1], student_hiddens[i - 1]) for i, k in self.carried]
-        return pairs + [(teacher_hiddens[k - 1], student_hiddens[i - 1]) for i, k in self.plain], {}
+        return aggregated
+
+    def watch(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> Vectors:
+        """Return what the gates have to show, and the shares."""
+        openings, shown = [teacher_hiddens[0].new_ones(len(layout), 1)], {}  # g_1 = 1, for a_1 = t_1
+        *below, _ = self.carry(teacher_hiddens, layout)
+        for number, (gate, state) in enumerate(zip(self.gates.values(), below, strict=False), 2):
+            openings.append(gate.opening(state))
+            shown |= gate.describe(number, openings[-1], layout)
+        rows = {i: chain_shares(openings[:k], layout) for i, k in self.carried}
+        rows |= {i: one_hot(k, teacher_hiddens) for i, k in self.plain}
+        return shown | {SHARES: share_rows(rows, len(student_hiddens), len(teacher_hiddens))}
 
 
 def lad(layers: int, students: int, seq_len: int, d_model: int) -> Lad:

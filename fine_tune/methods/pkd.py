@@ -3,8 +3,10 @@
 All positions, states not normalised, last layer included.
 """
 
+import torch
+
 from fine_tune.data.layout import Layout
-from fine_tune.methods.method import Hiddens, Method, Pairs, Vectors
+from fine_tune.methods.method import SHARES, Hiddens, Method, Pairs, Vectors, one_hot
 
 
 class Pkd(Method):
@@ -16,4 +18,10 @@ class Pkd(Method):
 
     def forward(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> tuple[Pairs, Vectors]:
         """Pair every student layer with the top layer of its share of the teacher."""
-        return list(zip(teacher_hiddens[self.skip - 1 :: self.skip], student_hiddens, strict=True)), {}
+        pairs = zip(teacher_hiddens[self.skip - 1 :: self.skip], student_hiddens, strict=True)
+        return dict(enumerate(pairs, 1)), {}
+
+    def watch(self, teacher_hiddens: Hiddens, student_hiddens: Hiddens, layout: Layout) -> Vectors:
+        """Return the shares: all of a target is one teacher layer."""
+        numbers = range(self.skip, len(teacher_hiddens) + 1, self.skip)
+        return {SHARES: torch.stack([one_hot(number, teacher_hiddens) for number in numbers])}

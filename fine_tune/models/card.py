@@ -9,16 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
-from fine_tune.cli.runs import RESUMABLE_FLAGS, own_folder, teacher_folder
+from fine_tune.cli.runs import NOT_FLAGS, RESUMABLE_FLAGS, USAGE, own_folder, shared_settings, teacher_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import read_json
 from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.models.bert import empty_classifier
 
 HUB_METRICS = {"f1_score": "f1", "macro_f1": "f1", "matthews": "matthews_correlation"}  # others are called as here
-FACTS = set(
-    "kind method labels encoder data_sha256 teacher_sha256 ptrain_commit ranks versions run_config choice".split()
-)
+FACTS = NOT_FLAGS | {"ranks", "versions", "run_config", "choice", *USAGE}
 
 
 class Exported(NamedTuple):
@@ -73,7 +71,7 @@ def text(flags: Namespace, spec: TaskSpec, exported: Exported) -> str:
         f"print(classify({inputs}))\n```",
         f"`{exported.name}` is this folder, as seen from the one around it. `truncation=True` cuts long texts as in "
         "training; without it they are an error.",
-        f"## Scores on {spec.dev}, in percent",
+        f"## Scores on {spec.dev()}, in percent",
         score_table(flags, spec, exported.scores),
         seeds_line(flags, spec),
         "## Where it comes from",
@@ -102,7 +100,7 @@ def score_table(flags: Namespace, spec: TaskSpec, values: dict[str, float]) -> s
     lines = [f"| model | layers | parameters | {' | '.join(spec.metrics)} |", "|---" * (3 + len(spec.metrics)) + "|"]
     if hasattr(config, "teacher_exp"):
         folder = teacher_folder(Namespace(**vars(config) | {"experiment_dir": flags.experiment_dir}))
-        found = {metric: saved_score(folder, spec.dev, metric, config.tckpt) for metric in spec.metrics}
+        found = {metric: saved_score(folder, spec.dev(), metric, config.tckpt) for metric in spec.metrics}
         try:
             lines.append(table_row("its teacher", Namespace(**read_json(folder / "config.json")), spec, found))
         except UserError:
@@ -138,21 +136,22 @@ def saved_score(folder: Path, dataset: str, metric: str, step: int | None = None
 def other_seeds(flags: Namespace) -> Iterator[Path]:
     """Yield the folders of the runs that differ from this one in nothing but their seed."""
     own, folder = vars(flags.run_config), own_folder(flags)
-    left_out = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks"}
     for path in sorted(folder.parent.glob(f"*_{flags.task}/config.json")):
         try:
             other = read_json(path)
         except UserError:
             continue
-        differing = {key for key in own.keys() | other.keys() if own.get(key) != other.get(key)} - left_out
-        if path.parent != folder and not differing and own.get("seed") != other.get("seed"):
+        alike = shared_settings(own) == shared_settings(other)
+        if path.parent != folder and alike and own.get("seed") != other.get("seed"):
             yield path.parent
 
 
 def seeds_line(flags: Namespace, spec: TaskSpec) -> str:
     """Return mean and standard deviation over the seeds that were evaluated, this run's among them."""
     folders = [own_folder(flags), *other_seeds(flags)]
-    found = [score for score in (saved_score(each, spec.dev, spec.metrics[0]) for each in folders) if score is not None]
+    found = [
+        score for score in (saved_score(each, spec.dev(), spec.metrics[0]) for each in folders) if score is not None
+    ]
     if len(found) < 2:
         return "One seed: nothing is known of the spread between runs."
     mean, sd = percent(statistics.mean(found)), percent(statistics.stdev(found))

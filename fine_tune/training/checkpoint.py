@@ -9,13 +9,12 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from fine_tune.cli.runs import STATE
 from fine_tune.core import torchrun
 from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import atomic_write
 from fine_tune.training.log import print0
 from fine_tune.training.task import Task
-
-STATE = "state.pt"
 
 
 def save(path: Path, value: Any) -> None:
@@ -118,16 +117,17 @@ def prune(folder: Path, keep: int) -> None:
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def save_state(folder: Path, step: int, task: Task, streams: list[dict[str, Any]]) -> None:
+def save_state(folder: Path, step: int, task: Task, streams: list[dict[str, Any]], seconds: float) -> None:
     """Write all that a resume after `step` needs into one file; data order and learning rates follow from the step.
 
-    `streams` are the `random_streams` of every rank.
+    `streams` are the `random_streams` of every rank, `seconds` the run's wall time so far.
     """
     state = {
         "step": step,
         "modules": {name: module.state_dict() for name, module in task.trainable_modules.items()},
         "optimizers": {name: group.optimizer.state_dict() for name, group in task.optimizers.items()},
         "random": streams,
+        "seconds": seconds,
     }
     save(folder / STATE, state)
 
@@ -138,11 +138,11 @@ def random_streams() -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "gpus": {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}}
 
 
-def resume(folder: Path, task: Task) -> int:
-    """Put everything back as `save_state` found it; return the step it was saved after, 0 if there is no state."""
+def resume(folder: Path, task: Task) -> tuple[int, float]:
+    """Put everything back as `save_state` found it; return its step and seconds, 0 if there is no state."""
     path = folder / STATE
     if not path.is_file():
-        return 0
+        return 0, 0.0
     state = load(path)
     try:
         for name, module in task.trainable_modules.items():
@@ -154,6 +154,6 @@ def resume(folder: Path, task: Task) -> int:
         for gpu, stream in streams["gpus"].items():
             if gpu < torch.cuda.device_count():  # devices may be others now
                 torch.cuda.set_rng_state(stream, gpu)
-        return state["step"]
+        return state["step"], float(state.get("seconds", 0))  # older states do not say
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit this run; delete it or start with --overwrite") from error

@@ -144,7 +144,7 @@ class DistributedTask(nn.Module):
 
     def __init__(self, task: Task, accum_step: int) -> None:
         super().__init__()
-        self.parallel = DistributedDataParallel(task)
+        self.parallel = DistributedDataParallel(task, broadcast_buffers=False)  # no buffer ever changes
         self.accum_step, self.calls = accum_step, 0
 
     def forward(self, batch: Batch) -> TaskOutput:
@@ -152,12 +152,11 @@ class DistributedTask(nn.Module):
         self.calls += 1
         last = self.calls % self.accum_step == 0
         with nullcontext() if last else self.parallel.no_sync():  # gradients travel once a step
-            loss, losses, vectors = self.parallel(batch)
-        values = losses | vectors
-        parts = [value.detach().flatten() * batch.fraction for value in values.values()]
+            loss, *named = self.parallel(batch)
+        values = [value for each in named for value in each.values()]
+        parts = [value.detach().flatten().to(loss.device) * batch.fraction for value in values]
         whole = torch.cat(parts)
         dist.all_reduce(whole)
-        pieces = whole.split([len(part) for part in parts])
-        values = {name: piece.view_as(value) for (name, value), piece in zip(values.items(), pieces, strict=True)}
-        losses, vectors = ({name: values[name] for name in names} for names in (losses, vectors))
-        return TaskOutput(loss * batch.fraction * WORLD_SIZE, losses, vectors)  # DDP divides by WORLD_SIZE
+        pieces = iter(whole.split([len(part) for part in parts]))
+        summed = [{name: next(pieces).view_as(value) for name, value in each.items()} for each in named]
+        return TaskOutput(loss * batch.fraction * WORLD_SIZE, *summed)  # DDP divides by WORLD_SIZE

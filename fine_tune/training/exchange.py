@@ -22,7 +22,8 @@ from fine_tune.models.pretrained import find_pretrained
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import print0
 from fine_tune.training.run import load_split, make_run_config, save_tokenizer
-from fine_tune.training.scoring import load_model, predict, scores
+from fine_tune.training.saved_run import load_model
+from fine_tune.training.scoring import predict, scores
 
 TOLERANCE = 1e-5  # between our logits and the exported model's; of the largest one where that is above 1
 MOST_EXAMPLES = 2000  # of dev on which orders of labels are compared

@@ -12,7 +12,8 @@ from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.training import checkpoint
 from fine_tune.training.log import print0
 from fine_tune.training.run import load_split
-from fine_tune.training.scoring import leaderboard_values, load_model, predict, prediction_file
+from fine_tune.training.saved_run import load_model
+from fine_tune.training.scoring import leaderboard_values, predict, prediction_file
 
 
 def submit(flags: Namespace) -> None:

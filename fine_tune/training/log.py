@@ -3,10 +3,12 @@
 import re
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -14,6 +16,18 @@ from tqdm import tqdm
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import make_folder
 from fine_tune.core.torchrun import is_main_process
+from fine_tune.methods.method import SHARES
+from fine_tune.training import pictures, provenance
+
+TITLES = {SHARES: "how much of a teacher layer is in a student layer's target"}  # of matrices by name
+
+
+def read(named: dict[str, torch.Tensor]) -> dict[str, float | np.ndarray]:
+    """Return the values of scalars and matrices; a GPU is waited for once."""
+    device = next(iter(named.values())).device
+    flat = torch.cat([tensor.detach().flatten().to(device) for tensor in named.values()]).cpu()
+    pieces = zip(named.items(), flat.split([tensor.numel() for tensor in named.values()]), strict=True)
+    return {name: piece.view_as(tensor).numpy() if tensor.ndim else piece.item() for (name, tensor), piece in pieces}
 
 
 def print0(line: str) -> None:
@@ -50,7 +64,7 @@ def date_back(folder: Path) -> None:
 
 
 class Log:
-    """Shows the losses of a run on the progress line, and every `log_step` steps in tensorboard under `tag`.
+    """Shows a run on the progress line, and in tensorboard under `tag`, every `log_step` steps and after the last one.
 
     `before` is called before values are read, to raise if they are not worth showing. Only the main process shows any.
     """
@@ -62,24 +76,64 @@ class Log:
         with self.survived():
             self.writer = open_writer(folder, purge_step=start + 1) if is_main_process() else None
         self.progress = progress(total_step, start, "step")
-        self.tag, self.log_step, self.before = tag, log_step, before
+        self.tag, self.log_step, self.total_step, self.before = tag, log_step, total_step, before
+        self.first = start + 1  # where a resume begins to log anew
+        self.steps, self.tokens, self.since = 0, 0, time.perf_counter()
 
-    def __call__(self, step: int, losses: dict[str, torch.Tensor], lrs: dict[str, float]) -> None:
-        """Take the scalars and the learning rates of a step."""
-        due = step % self.log_step == 0
+    def describe(self, config: Namespace) -> None:
+        """Put the run's command, settings and versions into tensorboard, and its row under HPARAMS."""
+        with self.survived():
+            if self.writer:
+                for name, text in provenance.texts(config).items():
+                    self.writer.add_text(name, text, self.first)
+                self.writer.file_writer.add_summary(provenance.hparams(config), self.first)
+
+    def due(self, step: int) -> bool:
+        """Tell whether a step goes into tensorboard."""
+        return step % self.log_step == 0 or step == self.total_step
+
+    def expect(self, step: int, tokens: int) -> bool:
+        """Take the number of tokens of a micro-batch of `step`; tell whether the step goes into tensorboard."""
+        self.tokens += tokens
+        return self.due(step)
+
+    def __call__(
+        self, step: int, losses: dict[str, torch.Tensor], lrs: dict[str, float], shown: dict[str, torch.Tensor]
+    ) -> None:
+        """Take the losses and learning rates of a step, and for tensorboard alone further scalars and matrices."""
+        self.steps += 1
+        due = self.due(step)
         if due or losses["loss"].device.type == "cpu":  # reading a value waits for a GPU, so there only when due
             self.before()
-            values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-            self.progress.set_description(" ".join(f"{k}: {v:.6f}" for k, v in values.items()), refresh=False)
+            values = read(losses | shown if due else losses)
+            self.progress.set_description(" ".join(f"{k}: {values[k]:.6f}" for k in losses), refresh=False)
             if due:
-                self.write(step, values | lrs)
+                named = values | lrs | self.rates()
+                self.write(step, {f"{self.tag}/{name}": value for name, value in named.items()})
         self.progress.update()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Put the values of a step into tensorboard."""
+    def rates(self) -> dict[str, float]:
+        """Return the speed since it was asked for the last time."""
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        rates = {"time/steps_per_s": self.steps / seconds, "time/tokens_per_s": self.tokens / seconds}
+        self.steps = self.tokens = 0
+        return rates
+
+    def write(self, step: int, values: dict[str, float | np.ndarray]) -> None:
+        """Put values by tag into tensorboard: scalars, and about ten times a run matrices, as pictures."""
         with self.survived():
-            for name, value in values.items() if self.writer else ():
-                self.writer.add_scalar(f"{self.tag}/{name}", value, step)
+            for tag, value in values.items() if self.writer else ():
+                if not isinstance(value, np.ndarray):
+                    self.writer.add_scalar(tag, value, step)
+                elif self.is_pictured(step):
+                    picture = pictures.summary(tag, value, TITLES[tag.rpartition("/")[2]])
+                    self.writer.file_writer.add_summary(picture, step)
+
+    def is_pictured(self, step: int) -> bool:
+        """Tell whether a step that is due is the first one, the last one, or the first in a tenth of the run."""
+        tenth, before = (10 * each // self.total_step for each in (step, step - self.log_step))
+        return step in (self.log_step, self.total_step) or tenth > before
 
     @contextmanager
     def survived(self) -> Iterator[None]:

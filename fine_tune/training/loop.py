@@ -1,6 +1,6 @@
 """The training loop of every run: it knows neither methods nor files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -13,31 +13,33 @@ Named = dict[str, torch.Tensor]
 
 
 def train(
-    steps: range,
+    steps: Iterable[int],
     accum_step: int,
     batches: Iterator[Batch],
     task: Callable[[Batch], TaskOutput],
     optimizers: dict[str, OptimizerGroup],
     guard: NonFiniteGuard,
-    log: Callable[[int, Named, dict[str, float]], None],
+    log: Callable[[int, Named, dict[str, float], Named], None],
     save: Callable[[int, Named], None],
 ) -> None:
     """Run the optimiser steps `steps`, each over `accum_step` micro-batches of `task`.
 
     What is logged and saved is the mean over the step's micro-batches. `optimizers` are named as their learning rate is
     logged; `guard` leaves their updates out from the first value on that is not finite, and `log` and `save` report it.
+    `log` is handed the losses, the learning rates, and what else there is to show.
     """
     for step in steps:
-        losses, vectors = {}, {}
+        losses, vectors, shown = {}, {}, {}
         for batch in islice(batches, accum_step):
             output = task(batch)
             (output.loss / accum_step).backward()  # one backward pass, whatever the loss is made of
             add_mean(losses, output.losses, accum_step)
             add_mean(vectors, output.vectors, accum_step)
-        norms = {f"gradient of {name}": group.clip() for name, group in optimizers.items()}
-        found_inf = guard.found_inf(step, losses | norms)
+            add_mean(shown, output.shown, accum_step)
+        norms = {name: group.clip() for name, group in optimizers.items()}
+        found_inf = guard.found_inf(step, losses | {f"gradient of {name}": norm for name, norm in norms.items()})
         lrs = {name: group.step(step, found_inf) for name, group in optimizers.items()}
-        log(step, losses, lrs)
+        log(step, losses, lrs, shown | {name.replace("lr", "grad_norm"): norm for name, norm in norms.items()})
         save(step, vectors)
 
 

@@ -5,6 +5,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ from fine_tune.cli import runs
 from fine_tune.cli.runs import SavedConfig
 from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite, UserError
-from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, sha256, write_json
+from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, rewrite_json, sha256, write_json
 from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
 from fine_tune.models.precision import check_precision
 from fine_tune.training import checkpoint, distributed
+from fine_tune.training.dry_run import dry_run
 from fine_tune.training.log import Log, print0
 from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
+from fine_tune.training.scoring import score_if_due
+from fine_tune.training.summary import Usage, duration, memory_words, print_summary
 from fine_tune.training.task import Task
 
+NOT_KEPT = ("overwrite", "dry_run", "d_emb", "teacher_config")  # flags that config.json does without
 Devices = dict[str, torch.device]  # by the flags that name them
 BuiltTask = tuple[Task, Tokens, Any, Namespace]  # what is trained, on what, its tokenizer, and the run's config
 
@@ -38,12 +43,23 @@ def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask])
     if already_finished(flags, saved):
         return
     task, tokens, tokenizer, config = build_task(flags, devices)
+    if flags.dry_run:
+        print_summary(runs.own_folder(config), config, task, tokens)
+        distributed.seed_rank(config.seed)
+        dry_run(config, task, shard_batches(config, task, tokens, 0, lambda step, tokens: False))
+        return
+    dev = None
+    if flags.eval_step:
+        dev, _ = load_split(Namespace(**vars(flags) | {"dataset": flags.eval_dataset}), tokenizer)
     with open_run(config, saved, tokenizer, flags.overwrite) as folder:
         distributed.seed_rank(config.seed)
-        start = checkpoint.resume(folder, task)
-        print_summary(folder, config, task, len(tokens), start)
-        fit(folder, config, task, tokens, start)
-        distributed.on_main_process(lambda: finish(folder, config))
+        start, before = checkpoint.resume(folder, task)
+        usage = Usage(before)
+        print_summary(folder, config, task, tokens)
+        print0(f"resuming after step {start}" if start else "starting at step 1")
+        fit(folder, config, task, tokens, dev, start, usage)
+        written = vars(config) if flags.overwrite or not saved.values else saved.values
+        distributed.on_main_process(lambda: finish(folder, config, written | usage.facts()))
 
 
 def already_finished(flags: Namespace, saved: SavedConfig) -> bool:
@@ -55,7 +71,7 @@ def already_finished(flags: Namespace, saved: SavedConfig) -> bool:
         return False
     runs.require_same_settings(saved.values, flags)
     folder = runs.own_folder(flags)
-    finished = (folder / f"model-{flags.total_step}.pt").is_file() and not (folder / checkpoint.STATE).is_file()
+    finished = runs.is_finished(folder, flags)
     if finished:
         print0(f"{folder} is finished ({flags.total_step} steps); nothing to do")
     return finished
@@ -66,7 +82,7 @@ def already_finished(flags: Namespace, saved: SavedConfig) -> bool:
 
 def make_run_config(flags: Namespace, **facts: Any) -> Namespace:
     """Return what config.json holds: the flags, `facts` of the run, and the versions it runs on."""
-    kept = {name: value for name, value in vars(flags).items() if name not in ("overwrite", "d_emb", "teacher_config")}
+    kept = {name: value for name, value in vars(flags).items() if name not in NOT_KEPT}
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -85,7 +101,8 @@ def load_split(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:
     digest = sha256(path)
     cache = Path(flags.experiment_dir) / "cache"
     wanted = (path, digest, spec, split, tokenizer, flags.max_seq_len, cache)
-    return distributed.main_process_first(lambda: load(*wanted)), digest
+    keep = not getattr(flags, "dry_run", False)  # evaluation has no such flag
+    return distributed.main_process_first(lambda: load(*wanted, keep=keep)), digest
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -145,57 +162,57 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
                 file.write(path.read_bytes())
 
 
-def print_summary(folder: Path, config: Namespace, task: Task, examples: int, start: int) -> None:
-    """Say what is about to happen, and the disk it will need."""
-    micro = config.batch_size // config.accum_step
-    modules = task.trainable_modules.items()
-    millions = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in modules}
-    mebibytes = sum(millions.values()) * 4e6 / 2**20  # fp32; AdamW keeps two more numbers per parameter
-    checkpoints = -(-config.total_step // config.ckpt_step)
-    checkpoints = min(checkpoints, config.keep_last or checkpoints)
-    gates = sum(millions.values()) - millions["model"]
-    split = f", split over {distributed.WORLD_SIZE} processes" if distributed.WORLD_SIZE > 1 else ""
-    threads = f", {torch.get_num_threads()} threads" if config.device_id < 0 else ""
-    # The saved state is three times a checkpoint, and twice there while it is replaced.
-    disk = (checkpoints + 6) * mebibytes / 1024
-    print0(f"{config.kind} {config.experiment}: {config.task} {config.dataset}, {examples} examples, in {folder}")
-    and_gates = f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else ""
-    print0(f"{millions['model']:.1f} M parameters{and_gates}")
-    print0(f"{config.total_step} steps of {config.batch_size} examples ({config.accum_step} x {micro}{split}){threads}")
-    print0(f"disk: {checkpoints} checkpoints of {mebibytes:.0f} MiB, {disk:.2f} GiB with the saved state")
-    print0(f"resuming after step {start}" if start else "starting at step 1")
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def fit(folder: Path, config: Namespace, task: Task, tokens: Tokens, start: int) -> None:
-    """Run the loop from the step after `start` to the end."""
+def fit(
+    folder: Path, config: Namespace, task: Task, tokens: Tokens, dev: Tokens | None, start: int, usage: Usage
+) -> None:
+    """Run the loop from the step after `start` to the end; `dev` is the split of --eval_step, if that is given."""
     guard = NonFiniteGuard(task.optimizers)
     log = Log(runs.log_folder(folder), task.tag, start, config.total_step, config.log_step, guard.raise_if_tripped)
-    save = partial(save_if_due, folder, config, task, guard, log)
+    log.describe(config)
+    save = partial(save_if_due, folder, config, task, guard, log, usage)
+
+    def after(step: int, vectors: Named) -> None:
+        score_if_due(config, task, dev, log, step)  # first: a saved step is one that was scored
+        save(step, vectors)
+
     steps = range(start + 1, config.total_step + 1)
-    batches = shard_batches(config, task, tokens, start)
+    batches = shard_batches(config, task, tokens, start, log.expect)
     task.train()
     try:
         forward = distributed.DistributedTask(task, config.accum_step) if distributed.WORLD_SIZE > 1 else task
-        train(steps, config.accum_step, batches, forward, task.optimizers, guard, log, save)
+        train(steps, config.accum_step, batches, forward, task.optimizers, guard, log, after)
     finally:
         log.close()
 
 
-def shard_batches(config: Namespace, task: Task, tokens: Tokens, start: int) -> Iterator[Batch]:
-    """Yield this rank's shards of the micro-batches of the steps after `start`, without end."""
+def shard_batches(
+    config: Namespace, task: Task, tokens: Tokens, start: int, watched: Callable[[int, int], bool]
+) -> Iterator[Batch]:
+    """Yield this rank's shards of the micro-batches of the steps after `start`, without end.
+
+    `watched` takes the step and the number of tokens of a whole micro-batch, and tells whether more of it is logged.
+    """
     before = start * config.accum_step
     size = config.batch_size // config.accum_step
     for number, chosen in enumerate(micro_batches(len(tokens), size, config.seed, before), before):
         own, fraction = distributed.shard(chosen)
-        layout = task.layout(tokens.lengths(own), own, number // config.accum_step + 1)
-        yield tokens.batch(own, layout, fraction)
+        step = number // config.accum_step + 1
+        batch = tokens.batch(own, task.layout(tokens.lengths(own), own, step), fraction)
+        yield replace(batch, watched=watched(step, int(tokens.lengths(chosen).sum())))
 
 
 def save_if_due(
-    folder: Path, config: Namespace, task: Task, guard: NonFiniteGuard, log: Log, step: int, vectors: Named
+    folder: Path,
+    config: Namespace,
+    task: Task,
+    guard: NonFiniteGuard,
+    log: Log,
+    usage: Usage,
+    step: int,
+    vectors: Named,
 ) -> None:
     """Save the state after a step that ends in a checkpoint, or in which a signal has come; then heed the signal."""
     due = step % config.ckpt_step == 0 or step == config.total_step
@@ -212,7 +229,7 @@ def save_if_due(
         log.flush()
         if due:
             checkpoint.save_checkpoint(folder, step, task, vectors)
-        checkpoint.save_state(folder, step, task, streams)  # last: it vouches for all before
+        checkpoint.save_state(folder, step, task, streams, usage.seconds())  # last: it vouches for all before
         if due and config.keep_last:
             checkpoint.prune(folder, config.keep_last)
 
@@ -221,9 +238,11 @@ def save_if_due(
         interrupt.poll(f"saved after step {step}; the same command goes on from there")
 
 
-def finish(folder: Path, config: Namespace) -> None:
-    """Drop what only a resume needs."""
+def finish(folder: Path, config: Namespace, content: dict[str, Any]) -> None:
+    """Make `content` that of config.json, and drop what only a resume needs."""
+    rewrite_json(folder / "config.json", content)
     if config.keep_last:
         checkpoint.prune(folder, config.keep_last)  # once more: the last time may have been cut short
-    (folder / checkpoint.STATE).unlink(missing_ok=True)
-    print0(f"done: {folder / f'model-{config.total_step}.pt'}")
+    (folder / runs.STATE).unlink(missing_ok=True)
+    used = f"{duration(content['wall_seconds'])}, {memory_words(content['peak_memory_gib'])} at most"
+    print0(f"done: {folder / f'model-{config.total_step}.pt'}; {used}")

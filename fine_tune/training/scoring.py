@@ -1,10 +1,11 @@
-"""The logits that a saved run gives on examples, and how they are scored.
+"""What a model says of a split, and how it scores: after training, and beside it with --eval_step.
 
-Shapes: n examples, C classes.
+Shapes: n examples of the split, C classes.
 """
 
 import math
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,16 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from fine_tune.cli.runs import own_folder
 from fine_tune.core import interrupt
-from fine_tune.core.errors import NotFinite, UserError
+from fine_tune.core.errors import NotFinite
 from fine_tune.data.layout import packed
 from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.data.tokens import Tokens, by_length
 from fine_tune.methods.losses import hard_loss
-from fine_tune.models.bert import BertClassifier, empty_classifier, run_tokenizer
-from fine_tune.models.precision import choose_threads
+from fine_tune.models.bert import BertClassifier
 from fine_tune.training import distributed
-from fine_tune.training.log import progress
-from fine_tune.training.run import load_split
+from fine_tune.training.log import Log, print0, progress
+from fine_tune.training.task import Task
 
 
 def correlation(of: Any, labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -45,30 +44,42 @@ METRICS = {
 }
 
 
-@torch.inference_mode()
 def predict(model: BertClassifier, tokens: Tokens, batch_size: int, path: Path) -> np.ndarray:
     """Return the logits (n, C) of all examples in their order, by the model of the checkpoint `path`.
 
-    Batches hold examples of similar length. Raises NotFinite naming `path` when a logit is none.
+    Raises NotFinite naming `path` when a logit is none.
+    """
+    with progress(len(tokens), 0, "ex") as bar:
+        bar.set_description(path.stem)
+        logits = compute_logits(model, tokens, batch_size, bar.update)
+    if logits is None:
+        interrupt.poll("what was evaluated before is saved; the same command does the rest")
+    if not np.isfinite(logits).all():
+        raise NotFinite(f"{path}: gives logits that are not finite, so nothing is written; use an earlier checkpoint")
+    return logits
+
+
+@torch.inference_mode()
+def compute_logits(
+    model: BertClassifier, tokens: Tokens, batch_size: int, done: Callable[[int], Any]
+) -> np.ndarray | None:
+    """Return the logits (n, C) of all examples in their order, None if a signal came meanwhile.
+
+    Batches hold examples of similar length; `done` hears how many each had. The model is in eval mode afterwards.
     """
     model.eval()
     device = model.linear_layer.weight.device
     logits = np.zeros((len(tokens), model.linear_layer.out_features), np.float32)
-    with progress(len(tokens), 0, "ex") as bar:
-        bar.set_description(path.stem)
-        for number, chosen in enumerate(by_length(tokens.lengths(), batch_size)):
-            if number % distributed.WORLD_SIZE == distributed.RANK:
-                lengths = tokens.lengths(chosen)
-                batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
-                logits[chosen] = model(batch, cls_only=True)[0].cpu().numpy()
-            bar.update(len(chosen))
-            # Once a round of the ranks: asking after every batch would let them work one at a time only.
-            if number % distributed.WORLD_SIZE == 0 and distributed.interrupted():
-                interrupt.poll("what was evaluated before is saved; the same command does the rest")
-    logits = distributed.all_reduce_sum(logits)  # each row is one rank's, and zero in the others
-    if not np.isfinite(logits).all():
-        raise NotFinite(f"{path}: gives logits that are not finite, so nothing is written; use an earlier checkpoint")
-    return logits
+    for number, chosen in enumerate(by_length(tokens.lengths(), batch_size)):
+        if number % distributed.WORLD_SIZE == distributed.RANK:
+            lengths = tokens.lengths(chosen)
+            batch = tokens.batch(chosen, packed(lengths, lengths.max())).to(device)
+            logits[chosen] = model(batch, cls_only=True)[0].cpu().numpy()
+        done(len(chosen))
+        # Once a round of the ranks: asking after every batch would let them work one at a time only.
+        if number % distributed.WORLD_SIZE == 0 and distributed.interrupted():
+            return None
+    return distributed.all_reduce_sum(logits)  # each row is one rank's, and zero in the others
 
 
 def scores(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -78,26 +89,26 @@ def scores(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     return {name: float(METRICS[name](labels, predictions)) for name in spec.metrics} | {"eval_loss": loss}
 
 
-def load_run(flags: Namespace) -> tuple[BertClassifier, Tokens]:
-    """Return an empty model of the run's shape on its device, and the split that `flags` name."""
-    model, tokenizer = load_model(flags)
-    return model, load_split(flags, tokenizer)[0]
+def score_if_due(config: Namespace, task: Task, tokens: Tokens | None, log: Log, step: int) -> None:
+    """Score the model on `tokens`, the split of --eval_dataset, after a step that --eval_step says, or the last one.
 
-
-def load_model(flags: Namespace) -> tuple[BertClassifier, Any]:
-    """Return an empty model of the run's shape on its device, and the run's tokenizer; set `flags.max_seq_len`."""
-    config, folder, source = flags.run_config, own_folder(flags), f"--experiment {flags.experiment}"
-    if flags.device_id is None:
-        flags.device_id = config.device_id
-    device = distributed.select_devices(flags)["device_id"]
-    model = empty_classifier(config, source).to(device)
-    choose_threads(model.encoder.config.hidden_size)
-    tokenizer = run_tokenizer(config, folder, model.encoder.config.vocab_size, source)
-    expected = task_spec(flags).num_class
-    if config.num_class != expected:
-        raise UserError(f"{source}: has {config.num_class} classes, but --task {flags.task} needs {expected}")
-    flags.max_seq_len = config.max_seq_len
-    return model, tokenizer
+    Nothing random is drawn and nothing learned, so no number of the run changes. Raises NotFinite when a logit is none.
+    """
+    if tokens is None or not (step % config.eval_step == 0 or step == config.total_step):
+        return
+    model = task.trainable_modules["model"]
+    logits = compute_logits(model, tokens, config.batch_size // config.accum_step, lambda count: None)
+    task.train()
+    name = f"{config.task}/{config.eval_dataset}"
+    if logits is None:  # what has come is heeded once the step is saved
+        print0(f"note: the evaluation after step {step} was left out")
+        return
+    if not np.isfinite(logits).all():
+        raise NotFinite(f"step {step}: the logits on {config.eval_dataset} are not finite; the last checkpoint stays")
+    found = scores(task_spec(config), logits, tokens.labels)
+    log.write(step, {f"{name}/{metric}": value for metric, value in found.items()})
+    said = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items())
+    print0(f"step {step}: {config.eval_dataset} {said}")
 
 
 def leaderboard_values(spec: TaskSpec, logits: np.ndarray) -> list[str]:

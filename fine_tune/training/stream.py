@@ -20,7 +20,8 @@ from fine_tune.data.tokens import CHUNK, tokenise
 from fine_tune.data.tsv import Example, line_text
 from fine_tune.training import checkpoint
 from fine_tune.training.log import print0
-from fine_tune.training.scoring import load_model, predict
+from fine_tune.training.saved_run import load_model
+from fine_tune.training.scoring import predict
 
 
 def predict_lines(flags: Namespace) -> None:

@@ -15,27 +15,35 @@ from fine_tune.training.optim import OptimizerGroup
 
 
 class TaskOutput(NamedTuple):
-    """The scalar to minimise, the scalars to log, and the vectors to save beside the checkpoints, by name."""
+    """The scalar to minimise; by name the scalars on the progress line, the vectors to save beside the checkpoints,
+    and what else to log of a watched batch, scalars and matrices.
+    """
 
     loss: torch.Tensor
     losses: dict[str, torch.Tensor]
     vectors: dict[str, torch.Tensor]
+    shown: dict[str, torch.Tensor]
 
 
 class Task(nn.Module):
     """The parent of teacher fine-tuning and student distillation.
 
     `trainable_modules` go by their names in the checkpoint files, `optimizers` by the name under which their learning
-    rate is logged; `tag` begins the names of all that is logged.
+    rate is logged; `tag` begins the names of all that is logged; `about` are lines on it for the start of a run.
     """
 
     tag: str
+    about: tuple[str, ...] = ()
     trainable_modules: dict[str, nn.Module]
     optimizers: dict[str, OptimizerGroup]
 
     def forward(self, batch: Batch) -> TaskOutput:
         """Return the losses of a batch."""
         raise NotImplementedError
+
+    def terms(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the scalars whose sum is the loss of a batch, by name."""
+        return {"loss": self(batch).loss}
 
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
         """Return the rows in which step `step` reads the examples `chosen` (B,) of `lengths` (B,) tokens."""

@@ -1,0 +1,107 @@
+"""The first and last lines of a run, and what config.json keeps of its end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fine_tune.core.errors import UserError
+from fine_tune.training import run, summary
+from tests import tiny
+from tests.interruptions import before_update, flags_of, in_child
+
+
+def write_scores(root: Path, rows: Any, **more: Any) -> None:
+    """Write the teacher's evaluation on dev."""
+    path = root / "runs" / "teacher_bert_qqp" / "eval-dev.json"
+    path.write_text(json.dumps({"checkpoints": rows} | more))
+
+
+def first_lines(root: Path, capsys: pytest.CaptureFixture, *switches: str, **changes: object) -> str:
+    """Distil with LAD for two steps; return what is said."""
+    flags = tiny.student_flags(root, total_step=2, warmup_step=1, **changes)
+    tiny.run_script("run_lad_distil", *switches, **flags)
+    return capsys.readouterr().err
+
+
+def test_first_lines(root: Path, capsys: pytest.CaptureFixture) -> None:
+    said = first_lines(root, capsys, batch_size=7, student_init="first").splitlines()
+    teacher = root / "runs" / "teacher_bert_qqp" / "config.json"
+    lengths = (root / "data" / "QQP" / "train.tsv").read_text().count("\n") - 1
+    assert said[:2] == [
+        f"student student: qqp train, {lengths} examples, in {root / 'runs' / 'student_bert_qqp'}",
+        f"method lad: 4 -> 2 layers; starts from layers 1, 2 of {json.loads(teacher.read_text())['ptrain_ver']}",
+    ]
+    command = "python run_fine_tune_eval.py --experiment teacher --task qqp --dataset dev --ckpt 4"
+    assert said[2] == f"teacher teacher, step 4: not evaluated: {command}"
+    assert said[4] == "2 steps of 7 examples (1 x 7), 0.7 epochs; 1 thread"
+    assert said[5].startswith("texts: 14 word pieces in the median; 42.9% fill --max_seq_len 16")
+    assert any(line.startswith("done: ") and "GiB on cpu at most" in line for line in said)
+
+
+def test_a_weak_teacher_is_refused_unless_it_is_wanted(root: Path, capsys: pytest.CaptureFixture) -> None:
+    """13 dev rows, 8 of the more frequent label: 0.6154, by hand."""
+    labels = [line.split("\t")[5] for line in (root / "data" / "QQP" / "dev.tsv").read_text().splitlines()[1:]]
+    assert sorted((labels.count("0"), labels.count("1"))) == [5, 8]
+    write_scores(root, [{"step": 2, "accuracy": 0.99}, {"step": 4, "accuracy": 8 / 13}])
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    with pytest.raises(UserError, match="teacher: at --tckpt 4 its accuracy on dev is 0.6154, no better than"):
+        first_lines(root, capsys)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert "accuracy 0.6154 on dev (majority class 0.6154)" in first_lines(root, capsys, "--weak_teacher")
+    assert "accuracy 0.9900 on dev" in first_lines(root, capsys, tckpt=2, experiment="other")
+
+
+def test_the_teacher_of_a_run_that_has_begun_is_not_refused_any_more(root: Path) -> None:
+    script, flags = flags_of(root, "lad", "broken")
+    assert in_child(lambda: tiny.run_script(script, **flags), before_update(8))[0] < 0
+    write_scores(root, [{"step": 4, "accuracy": 0.1}])
+    assert in_child(lambda: tiny.run_script(script, **flags))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"checkpoints": [{"step": 4, "accuracy": 0.5}], "majority": {"accuracy": 0.6}}, (0.5, 0.6)),
+        ({"checkpoints": [{"step": 4, "accuracy": 0.5, "more": [1]}], "majority": 0.25}, (0.5, 0.25)),
+        ({"checkpoints": [{"step": 2, "accuracy": 0.5}]}, (None, None)),
+        ({"checkpoints": "nonsense"}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_evaluation_files_are_read_tolerantly(tmp_path: Path, content: dict, expected: tuple) -> None:
+    path = tmp_path / "eval-dev.json"
+    path.write_text(json.dumps(content))
+    assert summary.evaluated(path, 4, "accuracy") == expected
+    path.write_text("{")
+    assert summary.evaluated(path, 4, "accuracy") == (None, None)
+
+
+def test_the_end_is_kept_and_config_json_keeps_its_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation beside training knows the run by that time."""
+    fit, path, seen = run.fit, root / "runs" / "student_bert_qqp" / "config.json", []
+
+    def watched(*args: Any) -> None:
+        seen.append((path.stat().st_mtime_ns, json.loads(path.read_text())))
+        fit(*args)
+
+    monkeypatch.setattr(run, "fit", watched)
+    tiny.run_script("run_lad_distil", **tiny.student_flags(root))
+    [(time, before)] = seen
+    after = json.loads(path.read_text())
+    assert path.stat().st_mtime_ns == time
+    assert {name: after.pop(name) for name in ("wall_seconds", "peak_memory_gib")}["peak_memory_gib"]["cpu"] > 0.1
+    assert after == before
+
+
+def test_wall_time_is_that_of_all_sessions(root: Path) -> None:
+    script, flags = flags_of(root, "lad", "broken")
+    assert in_child(lambda: tiny.run_script(script, **flags), before_update(8))[0] < 0
+    folder = root / "broken" / "run_bert_qqp"
+    state = tiny.load(folder / "state.pt")
+    assert 0 < state["seconds"] < 100
+    torch.save(state | {"seconds": 5000.0}, folder / "state.pt")
+    tiny.run_script(script, **flags)
+    assert 5000 < json.loads((folder / "config.json").read_text())["wall_seconds"] < 5100
