@@ -126,8 +126,7 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
         compile_rows(student.encoder)
     sizes = bert.sizes(student.encoder.config)
     choose_threads(sizes["hidden_size"])
-    facts = {"data_sha256": data_sha256, "teacher_sha256": teacher_sha256} | start.facts
-    config = make_run_config(flags, encoder=sizes, **facts)
+    config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, teacher_sha256=teacher_sha256, **start.info)
     task = Distillation(teacher, student, method, config, devices)
     task.about = (method_line(config, start.config.num_hidden_layers), about_teacher)
     print_unused(flags, task)

@@ -54,7 +54,7 @@ def build_task(flags: Namespace, devices: Devices) -> BuiltTask:
     tokens, data_sha256 = load_split(flags, start.tokenizer)
     sizes = bert.sizes(start.config)
     choose_threads(sizes["hidden_size"])
-    config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, **start.facts)
+    config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, **start.info)
     task = FineTuning(model, config, devices["device_id"])
     task.about = (f"{start.config.num_hidden_layers} layers; starts from {flags.ptrain_ver}",)
     return task, tokens, start.tokenizer, config

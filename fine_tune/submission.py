@@ -10,7 +10,7 @@ from fine_tune.cli.runs import own_folder, read_run
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TASKS
 
-EXAMPLE = "python -m fine_tune.submission --out submission.zip LAD_soft_1_42:best LAD_rte:1155"
+EXAMPLE = "python -m fine_tune.submission LAD_soft_1_42:best LAD_rte:1155 --out submission.zip"
 
 
 def run_and_step(text: str) -> tuple[str, int | str]:

@@ -165,7 +165,7 @@ def test_a_hub_model_is_found_by_its_revision(tmp_path: Path, monkeypatch: pytes
         tiny.make_bert(stored / "snapshots" / commit, layers=layers)
     for name, commit, layers in (("some/bert", "a" * 40, 2), ("some/bert@v2", "b" * 40, 4)):
         found = pretrained.find_pretrained(name, "x")
-        assert (found.config.num_hidden_layers, found.facts) == (layers, {"ptrain_commit": commit})
+        assert (found.config.num_hidden_layers, found.info) == (layers, {"ptrain_commit": commit})
     tiny.make_qqp(tmp_path / "data")
     tiny.run_script("run_fine_tune", **tiny.teacher_flags(tmp_path, ptrain_ver="some/bert@v2"))
     assert json.loads((tmp_path / "runs/teacher_bert_qqp/config.json").read_text())["ptrain_commit"] == "b" * 40

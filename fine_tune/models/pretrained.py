@@ -25,7 +25,7 @@ class Pretrained:
     tokenizer: Any
 
     @property
-    def facts(self) -> dict[str, str]:
+    def info(self) -> dict[str, str]:
         """Return what a run's config.json says of where it started: the commit of a hub model, of a folder nothing."""
         return {"ptrain_commit": self.folder.name} if self.folder.parent.name == "snapshots" else {}
 

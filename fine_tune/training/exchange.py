@@ -91,9 +91,7 @@ def import_teacher(flags: Namespace) -> None:
     # What a run is, and no flag of this command alone; students start from these layers, as --ptrain_ver says.
     told = {key: vars(flags)[key] for key in ("experiment", "model", "task", "device_id", "data_dir", "experiment_dir")}
     told |= {"dataset": "train", "max_seq_len": flags.max_seq_len, "num_class": spec.num_class, "ptrain_ver": name}
-    config = make_run_config(
-        Namespace(kind="teacher", **told, total_step=0), encoder=sizes(found.config), **found.facts
-    )
+    config = make_run_config(Namespace(kind="teacher", **told, total_step=0), encoder=sizes(found.config), **found.info)
     folder = own_folder(flags)
     make_folder(folder.parent)
     with locked(folder):
