@@ -858,7 +858,7 @@ def test_missing_data_is_named(desk: Desk) -> None:
     (desk.data / "QQP" / "train.tsv").unlink()
     (desk.data / "QQP" / "train.tsv").mkdir()  # a folder is no file
     desk.run()
-    cure = "does not exist; download the data or point --data_dir at it"
+    cure = "does not exist; python -m fine_tune.download, or point --data_dir at it"
     message = f"--data_dir {desk.data}: {desk.data / 'QQP' / 'train.tsv'} {cure}"
     assert complaint(teach, desk.teaching()) == message
     assert complaint(lad, desk.distilling()) == message

@@ -114,7 +114,8 @@ def split_problems(flags: Namespace, dataset: str, allowed: list[str], flag: str
         return
     path = data_file(flags, task_spec(flags).splits[dataset])
     if not os.path.isfile(path):
-        yield f"--data_dir {flags.data_dir}: {path} does not exist; download the data or point --data_dir at it"
+        cure = "python -m fine_tune.download, or point --data_dir at it"
+        yield f"--data_dir {flags.data_dir}: {path} does not exist; {cure}"
 
 
 @needs("task", "dataset")
