@@ -1004,9 +1004,9 @@ def test_all_problems_come_together(desk: Desk) -> None:
         [
             "'--bogus=1': is no flag of this script (see -h)",
             f"--experiment '../x': {NAME}",
-            "--task 'qq': must be one of qqp, mnli, qnli, rte, mrpc, sst2, cola, stsb, wnli",
             f"--lr '0': {ABOVE_0}",
             "--tckpt: is required",
+            "--task 'qq': must be one of qqp, mnli, qnli, rte, mrpc, sst2, cola, stsb, wnli",
             "--accum_step 5: must divide --batch_size 32",
         ]
     )
