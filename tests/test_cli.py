@@ -294,7 +294,13 @@ def test_the_example_of_the_help_is_a_command(script: str, call: Call, tmp_path:
     done = call(script, [*command[2:], *paths])
     assert done.returncode == 2
     problems = done.stderr.strip().removeprefix(f"{script}: error: ").split("; ")
-    missing = ("--data_dir ", "download the data", "--teacher_exp", "--experiment", "is this the run you meant")
+    missing = (
+        "--data_dir ",
+        "python -m fine_tune.download",
+        "--teacher_exp",
+        "--experiment",
+        "is this the run you meant",
+    )
     assert all(problem.startswith(missing) for problem in problems), problems
 
 
