@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -194,7 +195,7 @@ def make_reviews(root: Path) -> None:
     add(root / "data", train_file=root / "train.csv", validation_file=root / "dev.csv", **COLUMNS)
 
 
-def test_every_script_takes_a_task_of_ones_own(root: Path) -> None:
+def test_every_script_takes_a_task_of_ones_own(root: Path, capsys: pytest.CaptureFixture) -> None:
     make_reviews(root)
     own = {"task": "mine"}
     tiny.run_script("run_fine_tune", **tiny.teacher_flags(root, num_class=3, **own))
@@ -206,6 +207,10 @@ def test_every_script_takes_a_task_of_ones_own(root: Path) -> None:
     tiny.run_script("generate_test_prediction", **given, ckpt=8)
     lines = (root / "runs/student_bert_mine/mine-dev.tsv").read_text().splitlines()
     assert len(lines) == 10 and {line.split("\t")[1] for line in lines[1:]} <= {"poor", "fair", "good"}
+    words = ["student", *(str(word) for name, value in tiny.paths(root).items() for word in (f"--{name}", value))]
+    capsys.readouterr()
+    tiny.run_script("fine_tune.report", *words, task="mine", metric="macro_f1")
+    assert re.search(rf"lad +2 +1 +{100 * saved['best']['macro_f1']['value']:.2f} ", capsys.readouterr().out)
     # The same texts line by line: the same labels.
     texts = [f"{example.text}\t{example.pair}\n" for example in read(root / "data" / "mine", "dev")]
     (root / "texts").write_text("".join(texts))
