@@ -37,9 +37,8 @@ def groups() -> list[flags.FlagGroup]:
         flags.Flag("regression", None, "labels are scores, not classes"),
         flags.Flag("metrics", flags.names, metrics, falls_back="accuracy,macro_f1 or pearson,spearman"),
     ]
-    [data_dir] = [flag for flag in flags.paths()[1] if flag.name == "data_dir"]
     task = flags.Flag("task", flags.plain_name, "name of the new task, and of its folder")
-    return [("task", [task, data_dir]), ("files", files), ("columns", columns)]
+    return [("task", [task, flags.data_dir()]), ("files", files), ("columns", columns)]
 
 
 @checks.needs("task", "data_dir")

@@ -34,13 +34,12 @@ def joined(argv: Sequence[str]) -> list[str]:
 
 def groups() -> list[flags.FlagGroup]:
     """Return all flags of this script."""
-    [data_dir] = [flag for flag in flags.paths()[1] if flag.name == "data_dir"]
     where = "where to take the files from instead: a file, a folder that holds them, or a URL"
     own = [
         flags.Flag("task", tasks, f"all, or of {', '.join(TASKS)}; may be given several times"),
         flags.Flag("check", None, "only count the rows of what is there"),
         flags.Flag("from", str, where, falls_back="their own address"),
-        data_dir,
+        flags.data_dir(),
     ]
     return [("download", own)]
 

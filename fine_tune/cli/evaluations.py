@@ -39,6 +39,9 @@ def read_evaluation(path: Path) -> Evaluation:
     content.pop("best", None)
     if not isinstance(rows, list) or not all(map(is_row, rows)):
         raise UserError(f"{path}: its checkpoints are no list of steps with scores; delete it and evaluate again")
+    majority = content.get("majority", {})
+    if not isinstance(majority, dict) or not all(map(is_score, majority.values())):
+        raise UserError(f"{path}: its majority is no object of scores; delete it and evaluate again")
     known = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
     return Evaluation(known, content)
 
@@ -47,7 +50,12 @@ def is_row(row: Any) -> bool:
     """Tell whether a value from a file is a step with scores, numbers or null."""
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return False
-    return all(row[name] is None or isinstance(row[name], (int, float)) for name in scored(row))
+    return all(is_score(row[name]) for name in scored(row))
+
+
+def is_score(value: Any) -> bool:
+    """Tell whether a value from a file is a number, or null for one that is not defined."""
+    return value is None or isinstance(value, (int, float))
 
 
 def scored(row: Row) -> list[str]:

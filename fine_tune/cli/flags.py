@@ -310,13 +310,15 @@ def one_checkpoint() -> FlagGroup:
     return "checkpoint", [Flag("ckpt", step_or_best, what)]
 
 
+def data_dir() -> Flag:
+    """Return the flag of the tasks' folder; its default lies in the project, wherever the script is called from."""
+    return Flag("data_dir", path, "folder of the GLUE data", str(PROJECT_ROOT / "data" / "fine_tune"))
+
+
 def paths() -> FlagGroup:
-    """The two folders on disk; defaults lie in the project, wherever the script is called from."""
-    data = PROJECT_ROOT / "data"
-    return "paths", [
-        Flag("data_dir", path, "folder of the GLUE data", str(data / "fine_tune")),
-        Flag("experiment_dir", path, "folder of the runs", str(data / "fine_tune_experiment")),
-    ]
+    """The two folders on disk."""
+    runs = str(PROJECT_ROOT / "data" / "fine_tune_experiment")
+    return "paths", [data_dir(), Flag("experiment_dir", path, "folder of the runs", runs)]
 
 
 def runs() -> FlagGroup:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
+from fine_tune.cli.evaluations import best, evaluation_path, read_evaluation
 from fine_tune.cli.runs import NOT_FLAGS, RESUMABLE_FLAGS, USAGE, own_folder, shared_settings, teacher_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import read_json
@@ -125,12 +126,12 @@ def percent(value: float) -> str:
 def saved_score(folder: Path, dataset: str, metric: str, step: int | None = None) -> float | None:
     """Return a score from the evaluation of the run in `folder`: of a step, or the best; None where it has none."""
     try:
-        saved = read_json(folder / f"eval-{dataset}.json")
+        rows = read_evaluation(evaluation_path(folder, dataset)).rows
     except UserError:
         return None
     if step is None:
-        return saved.get("best", {}).get(metric, {}).get("value")
-    return next((row.get(metric) for row in saved.get("checkpoints", []) if row.get("step") == step), None)
+        return best(rows).get(metric, {}).get("value")
+    return next((row.get(metric) for row in rows if row["step"] == step), None)
 
 
 def other_seeds(flags: Namespace) -> Iterator[Path]:

@@ -26,7 +26,6 @@ from fine_tune.training.dry_run import dry_run
 from fine_tune.training.log import Log, print0
 from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
-from fine_tune.training.scoring import score_if_due
 from fine_tune.training.summary import Usage, duration, memory_words, print_summary
 from fine_tune.training.task import Task
 
@@ -174,9 +173,13 @@ def fit(
     log.describe(config)
     save = partial(save_if_due, folder, config, task, guard, log, usage)
 
-    def after(step: int, vectors: Named) -> None:
-        score_if_due(config, task, dev, log, step)  # first: a saved step is one that was scored
-        save(step, vectors)
+    after = save
+    if dev is not None:
+        from fine_tune.training.scoring import score_if_due  # only here: scikit-learn takes a second to import
+
+        def after(step: int, vectors: Named) -> None:
+            score_if_due(config, task, dev, log, step)  # first: a saved step is one that was scored
+            save(step, vectors)
 
     steps = range(start + 1, config.total_step + 1)
     batches = shard_batches(config, task, tokens, start, log.expect)

@@ -89,12 +89,12 @@ def scores(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     return {name: float(METRICS[name](labels, predictions)) for name in spec.metrics} | {"eval_loss": loss}
 
 
-def score_if_due(config: Namespace, task: Task, tokens: Tokens | None, log: Log, step: int) -> None:
+def score_if_due(config: Namespace, task: Task, tokens: Tokens, log: Log, step: int) -> None:
     """Score the model on `tokens`, the split of --eval_dataset, after a step that --eval_step says, or the last one.
 
     Nothing random is drawn and nothing learned, so no number of the run changes. Raises NotFinite when a logit is none.
     """
-    if tokens is None or not (step % config.eval_step == 0 or step == config.total_step):
+    if step % config.eval_step and step != config.total_step:
         return
     model = task.trainable_modules["model"]
     logits = compute_logits(model, tokens, config.batch_size // config.accum_step, lambda count: None)

@@ -1,6 +1,5 @@
 """The first and the last lines of a run: what is trained from what, for how long, and what it takes."""
 
-import math
 import time
 from argparse import Namespace
 from collections import Counter
@@ -12,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fine_tune.cli.evaluations import evaluation_command, evaluation_path, read_evaluation
 from fine_tune.cli.runs import data_file, own_folder, teacher_folder
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import read_json
 from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Tokens
 from fine_tune.data.tsv import read_examples
@@ -86,14 +85,12 @@ def teacher_line(flags: Namespace) -> str:
     Raises UserError when it is no better than the majority class, unless --weak_teacher allows that or the run has
     begun.
     """
-    spec, folder = task_spec(flags), teacher_folder(flags)
+    spec = task_spec(flags)
     dataset, metric = spec.dev(), spec.metrics[0]
-    row, known = evaluated(folder / f"eval-{dataset}.json", flags.tckpt, metric)
+    row, known = evaluated(evaluation_path(teacher_folder(flags), dataset), flags.tckpt, metric)
     name = f"teacher {flags.teacher_exp}, step {flags.tckpt}"
     if row is None:
-        command = f"python run_fine_tune_eval.py --experiment {flags.teacher_exp} --task {flags.task}"
-        more = f" --model {flags.tmodel}" if flags.tmodel != "bert" else ""
-        return f"{name}: not evaluated: {command}{more} --dataset {dataset} --ckpt {flags.tckpt}"
+        return f"{name}: not evaluated: {evaluation_command(flags, flags.teacher_exp, flags.tmodel, dataset)}"
     floor = majority_score(flags, dataset, metric) if known is None else known
     beside = "" if floor is None else f" (majority class {floor:.4f})"
     begun = not flags.overwrite and (own_folder(flags) / "config.json").is_file()
@@ -111,20 +108,11 @@ def evaluated(path: Path, step: int, metric: str) -> tuple[float | None, float |
     A score that is there but not defined is nan.
     """
     try:
-        content = read_json(path)
+        rows, facts = read_evaluation(path)
     except UserError:
         return None, None
-    rows = content.get("checkpoints")
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    found = [number(row[metric]) for row in rows if row.get("step") == step and metric in row]
-    majority = content.get("majority")
-    majority = majority.get(metric) if isinstance(majority, dict) else majority
-    return (found[0] if found else None), (None if majority is None else number(majority))
-
-
-def number(value: Any) -> float:
-    """Return a JSON value as a number, nan if it is none."""
-    return float(value) if isinstance(value, int | float) else math.nan
+    score = next((row.get(metric) for row in rows if row["step"] == step), None)
+    return score, facts.get("majority", {}).get(metric)
 
 
 def majority_score(flags: Namespace, dataset: str, metric: str) -> float | None:
