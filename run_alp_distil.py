@@ -17,8 +17,7 @@ def variant() -> flags.FlagGroup:
 def main() -> None:
     """Read the flags, then distil."""
     groups = [variant(), *flags.distillation()]
-    rules = checks.distillation(reads_cls_only=lambda given: getattr(given, "alp_exp", "") == "alp-kd")
-    given = parser.parse(__doc__, groups, rules, EXAMPLE, kind="student", method="alp")
+    given = parser.parse(__doc__, groups, checks.distillation(), EXAMPLE, kind="student", method="alp")
     from fine_tune.distil import distil  # after the flags: importing torch takes seconds
     from fine_tune.methods.alp import alp
 

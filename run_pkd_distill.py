@@ -1,4 +1,4 @@
-"""Distil a student with BERT-PKD: student layer i learns the teacher's layer i * L / N."""
+"""Distil a student with BERT-PKD: every student layer learns one teacher layer."""
 
 from fine_tune.cli import checks, flags, parser
 
@@ -7,14 +7,21 @@ EXAMPLE = """python run_pkd_distill.py --experiment PKD_soft_1_65 --task qqp --t
     --total_step 45480 --warmup_step 4548 --device_id 0"""
 
 
+def layer_map() -> flags.FlagGroup:
+    """Which teacher layer each student layer learns."""
+    allowed = flags.choice("even", "last", "reverse", "top")
+    meaning = "teacher layers learned: every (L/N)-th, the last N, every (L/N)-th upside down, or the last by all"
+    return "BERT-PKD", [flags.Flag("layer_map", allowed, meaning, "even")]
+
+
 def main() -> None:
     """Read the flags, then distil."""
-    groups = flags.distillation()
+    groups = [*flags.distillation(), layer_map()]
     given = parser.parse(__doc__, groups, checks.distillation(), EXAMPLE, kind="student", method="pkd")
     from fine_tune.distil import distil  # after the flags: importing torch takes seconds
     from fine_tune.methods.pkd import Pkd
 
-    distil(given, lambda given, layers: Pkd(layers, given.num_hidden_layers))
+    distil(given, lambda given, layers: Pkd(layers, given.num_hidden_layers, given.layer_map))
 
 
 if __name__ == "__main__":

@@ -85,8 +85,7 @@ def build_method(given: Namespace, layers: int) -> "Lad":
 def main() -> None:
     """Read the flags, then distil."""
     groups = [probe(), *flags.distillation(), flags.gates()]
-    shared = checks.distillation(rule, reads_cls_only=lambda given: getattr(given, "probing_exp", "") == "lad_cls")
-    rules = (*shared, indices_given)
+    rules = (*checks.distillation(rule), indices_given)
     given = parser.parse(__doc__, groups, rules, EXAMPLE, kind="student", method="probing_lad")
     from fine_tune.distil import distil  # after the flags: importing torch takes seconds
 

@@ -28,15 +28,17 @@ from fine_tune.data.tokens import Batch, Tokens, load
 from fine_tune.distil import Distillation
 from fine_tune.methods.lad import lad
 from fine_tune.models import linear
-from fine_tune.models.bert import BertClassifier, empty_encoder, freeze
+from fine_tune.models.bert import BertClassifier, empty_encoder, freeze, sizes
 from fine_tune.models.precision import check_precision, compile_rows
 from fine_tune.models.pretrained import load_tokenizer
 from fine_tune.training.distributed import DEVICE_FLAGS
 from fine_tune.training.loop import train
 from fine_tune.training.optim import NonFiniteGuard
 from fine_tune.training.task import Task
+from fine_tune.training.teacher_cache import CachedTeacher, cached_outputs, what_is_kept
 from tests import tiny
 
+MOST_STEPS = 16  # what a kept teacher knows, in batches
 PHASES = ("batch", "teacher forward", "student forward", "method and losses", "backward", "clip", "update")
 LOADING = "rows | first time, s | rows/s | peak MiB | from the cache, s | rows/s | peak MiB"
 WARM_UP = 2  # steps; in the second, memory that the first freed is still being asked for again
@@ -149,6 +151,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # the flags that set a variant of our d
     "sampled": {"pad_loss": "sampled"},
     "exact bf16": {"precision": "bf16"},
     "masked bf16": {"pad_loss": "masked", "precision": "bf16"},
+    "masked, teacher kept": {"pad_loss": "masked", "cache_teacher": True},
     "masked compiled": {"pad_loss": "masked", "compile": True},
 }
 ON_GPU: dict[str, dict[str, Any]] = {
@@ -157,6 +160,7 @@ ON_GPU: dict[str, dict[str, Any]] = {
     "masked bf16 compiled": {"pad_loss": "masked", "precision": "bf16", "compile": True},
 }
 DEFAULTS = {"pad_loss": "all", "pad_samples": 4, "precision": "fp32", "compile": False, "seed": 42}
+DEFAULTS |= {"cache_teacher": False, "cache_limit": 20}
 DEFAULTS["one_dnn"] = linear.ONE_DNN  # no flag: what fine_tune/models/linear.py finds
 
 
@@ -170,7 +174,19 @@ def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
         compile_rows(teacher.encoder)
         compile_rows(student.encoder)
     method = lad(shape.layers, shape.students, shape.seq_len, shape.d_model).to(shape.device)
-    return Distillation(freeze(teacher), student, method, config, dict.fromkeys(DEVICE_FLAGS, shape.device))
+    devices = dict.fromkeys(DEVICE_FLAGS, shape.device)
+    if not config.cache_teacher:
+        return Distillation(freeze(teacher), student, method, config, devices)
+    every, count = shape.tokens(), shape.batch_size * MOST_STEPS
+    tokens = Tokens(
+        every.ids[: every.offsets[count]], every.offsets[: count + 1], every.first_segment, every.labels[:count]
+    )
+    kept = what_is_kept("tokens", tokens, config, 2, sizes(teacher.encoder.config))
+    with tempfile.TemporaryDirectory() as folder:  # what is mapped stays readable
+        flat = cached_outputs(lambda: freeze(teacher), tokens, kept, config, variant, Path(folder))
+    return Distillation(
+        CachedTeacher(flat, kept), student, method, config, devices | {"tdevice_id": torch.device("cpu")}
+    )
 
 
 def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
@@ -182,7 +198,8 @@ def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
     def batch(number: int) -> tuple[Batch, float]:
         rows = shape.rows(number)
         layout = made.layout(tokens.lengths(rows), rows, number)
-        return tokens.batch(rows, layout), distil_flops(shape, *counted(layout))
+        spared = forward_flops(shape.layers, shape, *counted(layout)) if made.config.cache_teacher else 0
+        return tokens.batch(rows, layout), distil_flops(shape, *counted(layout)) - spared
 
     return our_training(made, batch, watch)
 

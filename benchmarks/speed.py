@@ -247,7 +247,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--batch_size", type=int, nargs="+", default=[8, 32], help="batch sizes")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
-    parser.add_argument("--pairs", type=int, default=3, help="timed steps of each, in turn")
+    most = common.MOST_STEPS - common.WARM_UP
+    parser.add_argument("--pairs", type=int, default=3, choices=range(1, most + 1), help="timed steps of each, in turn")
     parser.add_argument(
         "--variants",
         nargs="+",

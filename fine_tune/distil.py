@@ -12,11 +12,12 @@ from torch import nn
 from fine_tune.cli.checks import Rule, no_rule, require, student_problems
 from fine_tune.cli.runs import teacher_folder
 from fine_tune.core.files import sha256
-from fine_tune.data.layout import Layout, full, packed, sampled
+from fine_tune.data.layout import Layout, full, moved, packed, sampled
 from fine_tune.data.tokens import Batch, Tokens
 from fine_tune.methods.losses import hard_loss, layer_losses, soft_loss
 from fine_tune.methods.method import Hiddens, Method, Vectors
 from fine_tune.models import bert, pretrained
+from fine_tune.models.bert import BertClassifier
 from fine_tune.models.precision import autocast, choose_threads, compile_rows
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import print0
@@ -24,9 +25,9 @@ from fine_tune.training.optim import optimizer_group
 from fine_tune.training.run import BuiltTask, Devices, load_split, make_run_config, run
 from fine_tune.training.summary import method_line, teacher_line
 from fine_tune.training.task import Task, TaskOutput
-from fine_tune.training.teacher_cache import CachedTeacher, cached_outputs
+from fine_tune.training.teacher_cache import CachedTeacher, cached_outputs, what_is_kept
 
-Teacher = Callable[[Batch, bool], tuple[torch.Tensor, Hiddens]]  # a BertClassifier, or what stands in
+Teacher = BertClassifier | CachedTeacher
 BuildMethod = Callable[[Namespace, int], Method]  # from the flags and the number of teacher layers
 
 
@@ -39,7 +40,7 @@ class Distillation(Task):
         super().__init__()
         self.teacher, self.student, self.method, self.config = teacher, student, method, config
         self.teacher_device, self.device, self.method_device = (devices[flag] for flag in distributed.DEVICE_FLAGS)
-        self.cls_only = method.cls_only or config.mu == 0  # all that is read of a hidden state is position 0
+        self.cls_only = what_is_read(config, method) in ("logits", "cls")
         self.tag = f"{config.task}/{config.dataset}/{config.model}"
         gates = {f"gate-{index}": gate for index, gate in method.gates.items()}
         self.trainable_modules = {"model": student} | gates
@@ -71,7 +72,7 @@ class Distillation(Task):
             layout = batch.layout.cls if self.cls_only else batch.layout
             hidden, vectors, shown = self.hidden_loss(teacher_hiddens, student_hiddens, layout, batch.watched)
         hard = config.hard_weight * hard_loss(logits, batch.labels)
-        soft = config.soft_weight * soft_loss(logits, teacher_logits.to(device), config.softmax_temp)
+        soft = config.soft_weight * soft_loss(logits, moved(teacher_logits, device), config.softmax_temp)
         return {"hard": hard, "soft": soft, "hidden": hidden.to(device)}, vectors, shown
 
     def hidden_loss(
@@ -86,7 +87,7 @@ class Distillation(Task):
             sums = [parameter.sum() for parameter in self.method.parameters()]
             return 0 * torch.stack([torch.zeros((), device=device), *sums]).sum(), {}, {}
         states = (teacher_hiddens, student_hiddens)
-        teacher_hiddens, student_hiddens = ([rows.to(device) for rows in hiddens] for hiddens in states)
+        teacher_hiddens, student_hiddens = ([moved(rows, device) for rows in hiddens] for hiddens in states)
         layout = layout.to(device)
         pairs, vectors = self.method(teacher_hiddens, student_hiddens, layout)
         scale, terms = config.mu / config.num_hidden_layers, layer_losses(pairs.values(), layout)
@@ -108,6 +109,15 @@ class Distillation(Task):
         return full(lengths, config.max_seq_len)
 
 
+def what_is_read(config: Namespace, method: Method) -> str:
+    """Return what is read of the states after each layer, one of teacher_cache.READS."""
+    if config.mu == 0:
+        return "logits"
+    if method.cls_only:
+        return "cls"
+    return "tokens" if config.pad_loss == "masked" else "all"
+
+
 def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, rule: Rule) -> BuiltTask:
     """Put teacher, student and method together, and load the split that the teacher learned."""
     source = f"--teacher_exp {flags.teacher_exp}"
@@ -117,7 +127,6 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     folder = teacher_folder(flags)
     tokenizer = bert.run_tokenizer(flags.teacher_config, folder, start.config.vocab_size, source)
     tokens, data_sha256 = load_split(flags, tokenizer)
-    teacher, teacher_sha256 = load_teacher(flags, devices["tdevice_id"], tokens)
 
     torch.manual_seed(flags.seed)
     student = bert.new_student(start, flags).to(devices["device_id"])
@@ -126,6 +135,9 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
         compile_rows(student.encoder)
     sizes = bert.sizes(student.encoder.config)
     choose_threads(sizes["hidden_size"])
+    teacher, teacher_sha256 = load_teacher(flags, devices["tdevice_id"], tokens, what_is_read(flags, method))
+    if isinstance(teacher, CachedTeacher):
+        devices = devices | {"tdevice_id": torch.device("cpu")}
     config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, teacher_sha256=teacher_sha256, **start.info)
     task = Distillation(teacher, student, method, config, devices)
     task.about = (method_line(config, start.config.num_hidden_layers), about_teacher)
@@ -133,13 +145,14 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     return task, tokens, tokenizer, config
 
 
-def load_teacher(flags: Namespace, device: torch.device, tokens: Tokens) -> tuple[Teacher, str]:
+def load_teacher(flags: Namespace, device: torch.device, tokens: Tokens, reads: str) -> tuple[Teacher, str]:
     """Return the frozen teacher, or with --cache_teacher what it said before, and the checksum of its file."""
-    path = teacher_folder(flags) / f"model-{flags.tckpt}.pt"
+    path, source = teacher_folder(flags) / f"model-{flags.tckpt}.pt", f"--teacher_exp {flags.teacher_exp}"
     digest = sha256(path)
 
-    def load() -> bert.BertClassifier:
-        teacher = bert.empty_classifier(flags.teacher_config, f"--teacher_exp {flags.teacher_exp}")
+    def load() -> BertClassifier:
+        with torch.random.fork_rng(devices=[]):  # whether a teacher is loaded moves no random stream
+            teacher = bert.empty_classifier(flags.teacher_config, source)
         checkpoint.load_weights(teacher, path)
         if flags.compile:
             compile_rows(teacher.encoder)
@@ -149,9 +162,9 @@ def load_teacher(flags: Namespace, device: torch.device, tokens: Tokens) -> tupl
         print0("--cache_teacher: a dry run writes none and asks the teacher itself; the run's steps are faster")
     if not flags.cache_teacher or flags.dry_run:
         return load(), digest
-    kept = (load, tokens, flags.mu > 0, flags.precision, digest, Path(flags.experiment_dir) / "cache")
-    outputs = distributed.main_process_first(lambda: cached_outputs(*kept))
-    return CachedTeacher(outputs, flags.num_class, flags.d_model), digest
+    kept = what_is_kept(reads, tokens, flags, flags.num_class, bert.run_sizes(flags.teacher_config, source))
+    wanted = (load, tokens, kept, flags, digest, Path(flags.experiment_dir) / "cache")
+    return CachedTeacher(distributed.main_process_first(lambda: cached_outputs(*wanted)), kept), digest
 
 
 def print_unused(flags: Namespace, task: Distillation) -> None:

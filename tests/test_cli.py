@@ -94,14 +94,14 @@ DISTILLING = (
     | STUDENT
     | OBJECTIVE
     | SPEED
-    | {"cache_teacher": False}
+    | {"cache_teacher": False, "cache_limit": 20}
     | PATHS
     | RUNS
 )
 EVALUATING = EXPERIMENT | {"device_id": None} | DATA_SPLIT | {"batch_size": 32} | PATHS
 SCRIPTS = {
     "run_fine_tune.py": TEACHING,
-    "run_pkd_distill.py": DISTILLING,
+    "run_pkd_distill.py": DISTILLING | {"layer_map": "even"},
     "run_alp_distil.py": DISTILLING | {"alp_exp": REQUIRED},
     "run_lad_distil.py": DISTILLING | GATES,
     "run_lad_no_distil.py": DISTILLING | GATES,

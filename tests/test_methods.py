@@ -218,6 +218,25 @@ def test_pkd(layers: int, students: int) -> None:
     check(targets(Pkd(layers, students), teacher, student), expected)
 
 
+MAPS = {  # for (12, 6) and (6, 3), by hand
+    "even": ([2, 4, 6, 8, 10, 12], [2, 4, 6]),
+    "last": ([7, 8, 9, 10, 11, 12], [4, 5, 6]),
+    "reverse": ([12, 10, 8, 6, 4, 2], [6, 4, 2]),
+    "top": ([12] * 6, [6] * 3),
+}
+
+
+@pytest.mark.parametrize("layer_map", MAPS)
+def test_pkd_with_another_map(layer_map: str) -> None:
+    for (layers, students), numbers in zip([(12, 6), (6, 3)], MAPS[layer_map], strict=True):
+        teacher, student = states(layers, 1), states(students, 2)
+        method = Pkd(layers, students, layer_map)
+        check(targets(method, teacher, student), [(teacher[n - 1], s) for n, s in zip(numbers, student, strict=True)])
+        shares = method.watch(teacher, student, every(method))["share_map"]
+        assert shares.nonzero().tolist() == [[i, number - 1] for i, number in enumerate(numbers)]
+        assert shares.sum() == students
+
+
 GATED: dict[str, Callable[[], Method]] = {
     "lad": lambda: lad(6, 3, S, D),
     "lad_no": lambda: LadNo(6, 3, S, D),

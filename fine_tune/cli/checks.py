@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fine_tune.cli.evaluations import BEST, best_checkpoint
-from fine_tune.cli.flags import PAD_SAMPLES
+from fine_tune.cli.flags import CACHE_LIMIT, PAD_SAMPLES
 from fine_tune.cli.runs import INHERITED, data_file, own_folder, read_run, read_teacher, teacher_folder
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TASK_FILE, TASKS, own_tasks, task_spec
@@ -272,14 +272,11 @@ def padding(flags: Namespace) -> Iterator[str]:
         yield f"--pad_samples {flags.pad_samples}: has no meaning with --pad_loss {flags.pad_loss}; leave it out"
 
 
-@needs("cache_teacher", "mu")
-def teacher_cache(flags: Namespace, reads_cls_only: Callable[[Namespace], bool]) -> Iterator[str]:
-    """Only the teacher's logits and [CLS] states are small enough to be kept."""
-    if flags.cache_teacher and flags.mu > 0 and not reads_cls_only(flags):
-        yield (
-            "--cache_teacher: this method reads the teacher's state at every position of every layer, megabytes an "
-            "example; it is for --alp_exp alp-kd, --probing_exp lad_cls and --mu 0"
-        )
+@needs("cache_teacher", "cache_limit")
+def teacher_cache(flags: Namespace) -> Iterator[str]:
+    """--cache_limit has a meaning only for a cache."""
+    if flags.cache_limit != CACHE_LIMIT and not flags.cache_teacher:
+        yield f"--cache_limit {flags.cache_limit:g}: has no meaning without --cache_teacher; leave it out"
 
 
 @needs("task", "dataset", "metric")
@@ -321,9 +318,15 @@ REPORT: tuple[Check, ...] = (known_task, reported_score, picture_format)
 PREDICTION: tuple[Check, ...] = (known_task, any_split, existing_run, existing_checkpoint)
 
 
-def distillation(
-    rule: Rule = no_rule, reads_cls_only: Callable[[Namespace], bool] = lambda flags: False
-) -> tuple[Check, ...]:
-    """Return what every distiller checks; `rule` and `reads_cls_only` are the method's own."""
-    own = (partial(fits_teacher, rule=rule), partial(teacher_cache, reads_cls_only=reads_cls_only))
-    return (*TRAINING, gate_warm_up, heads, segments, padding, teacher_run, *own)
+def distillation(rule: Rule = no_rule) -> tuple[Check, ...]:
+    """Return what every distiller checks; `rule` is the method's own."""
+    return (
+        *TRAINING,
+        gate_warm_up,
+        heads,
+        segments,
+        padding,
+        teacher_cache,
+        teacher_run,
+        partial(fits_teacher, rule=rule),
+    )

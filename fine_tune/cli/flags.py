@@ -14,6 +14,7 @@ from fine_tune.data.tasks import TASKS
 REQUIRED = object()
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"  # Python's own also takes 1_000 and other digits
 PAD_SAMPLES = 4  # the default of --pad_samples
+CACHE_LIMIT = 20  # the default of --cache_limit
 
 
 @dataclass(frozen=True)
@@ -297,11 +298,12 @@ def gates() -> FlagGroup:
 def speed(distilling: bool) -> FlagGroup:
     """How numbers are computed; all training scripts."""
     products = "of matrix products; parameters, losses and statistics stay in fp32 (other numbers, faster)"
-    once = "compute the teacher's [CLS] states and logits once and keep them (alp-kd, lad_cls, or any with --mu 0)"
+    once = "compute what the teacher says once, and keep it for this run and others"
+    limit = Flag("cache_limit", number(0), "GiB that --cache_teacher may take of the disk", str(CACHE_LIMIT))
     return "speed", [
         Flag("precision", choice("fp32", "tf32", "bf16"), products, "fp32"),
         Flag("compile", None, "compile the layers with torch.compile (numbers change by rounding)"),
-    ] + [Flag("cache_teacher", None, once)] * distilling
+    ] + [Flag("cache_teacher", None, once), limit] * distilling
 
 
 def one_checkpoint() -> FlagGroup:

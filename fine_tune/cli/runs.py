@@ -17,8 +17,8 @@ INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller
 
 # A run may be resumed with other values of these: they shape where and how often, never the result.
 RESUMABLE_FLAGS = set(
-    "device_id tdevice_id gate_device_id cache_teacher log_step ckpt_step keep_last data_dir experiment_dir "
-    "weak_teacher eval_step eval_dataset".split()
+    "device_id tdevice_id gate_device_id cache_teacher cache_limit log_step ckpt_step keep_last data_dir "
+    "experiment_dir weak_teacher eval_step eval_dataset".split()
 )
 USAGE = ("wall_seconds", "peak_memory_gib")  # what a finished run took
 # In config.json all the same:
