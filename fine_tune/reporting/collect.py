@@ -210,7 +210,9 @@ def read_teacher_score(flags: Namespace, run: Run, missing: list[str]) -> Run | 
 
 
 def method_of(config: Namespace) -> str:
-    """Return a run's method by its most exact name."""
+    """Return a run's method by its most exact name; where mu is 0 it is none, and what is learned says more."""
+    if config.kind == "student" and getattr(config, "mu", None) == 0:
+        return "logits only" if config.soft_weight else "labels only"
     named = (getattr(config, flag, None) for flag in VARIANTS)
     return next(filter(None, named), "fine-tuned" if config.kind == "teacher" else "student")
 
