@@ -66,12 +66,18 @@ student() {
         "&& python run_fine_tune_eval.py --experiment $1 ${at[*]} --dataset $DEV --batch_size 128"
 }
 
-# The mu of a method: that of the best run of the tuning seed.
+# What the runs of the tuning seed scored, as CSV; nothing where there are none.
+tuned() {
+    if ls -d "$EXPERIMENT_DIR"/tune-*"_bert_$TASK" > /dev/null 2>&1; then
+        python -m fine_tune.report 'tune-*' "${at[@]}" --dataset "$DEV" --format csv
+    fi
+}
+
+# The mu of a method: that of its best run in $tuned, or the first of MUS. Column 9 is the score.
 best_mu() {
     case $1 in labels | logits) echo 0; return ;; esac
-    if ! ls -d "$EXPERIMENT_DIR/tune-$1-mu"*"_bert_$TASK" > /dev/null 2>&1; then echo "${MUS%% *}"; return; fi
-    python -m fine_tune.report "tune-$1-mu*" "${at[@]}" --dataset "$DEV" --format csv |
-        python -c "import csv, sys; print(max(csv.DictReader(sys.stdin), key=lambda row: float(row['score']))['mu'])"
+    found=$(grep ",tune-$1-mu" <<< "$tuned" | sort -t, -k9g | tail -n 1 | sed 's/.*-mu\([^,]*\),.*/\1/') || true
+    echo "${found:-${MUS%% *}}"
 }
 
 teacher() {
@@ -92,6 +98,7 @@ tune() {
 
 runs() {
     declare -A flags
+    tuned=$(tuned)
     for method in $METHODS; do flags[$method]=$(method "$method" "$(best_mu "$method")"); done
     for seed in $SEEDS; do
         for method in $METHODS; do student "run-$method-$seed" "${flags[$method]}" "$seed"; done
@@ -100,6 +107,7 @@ runs() {
 
 # What our switches and the choice of layers do: one change each to LAD and PKD.
 switches() {
+    tuned=$(tuned)
     lad=$(best_mu lad) pkd=$(method pkd "$(best_mu pkd)")
     for seed in $SEEDS; do
         for layers in last reverse top; do student "switch-$layers-$seed" "$pkd --layer_map $layers" "$seed"; done
