@@ -12,7 +12,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # the flags that set a variant of our d
     "exact bf16": {"precision": "bf16"},
     "masked bf16": {"pad_loss": "masked", "precision": "bf16"},
     "masked, teacher kept": {"pad_loss": "masked", "cache_teacher": True},
+    "masked, a step that is logged": {"pad_loss": "masked", "watched": True},
     "masked compiled": {"pad_loss": "masked", "compile": True},
 }
 ON_GPU: dict[str, dict[str, Any]] = {
@@ -160,7 +161,7 @@ ON_GPU: dict[str, dict[str, Any]] = {
     "masked bf16 compiled": {"pad_loss": "masked", "precision": "bf16", "compile": True},
 }
 DEFAULTS = {"pad_loss": "all", "pad_samples": 4, "precision": "fp32", "compile": False, "seed": 42}
-DEFAULTS |= {"cache_teacher": False, "cache_limit": 20}
+DEFAULTS |= {"cache_teacher": False, "cache_limit": 20, "watched": False}
 DEFAULTS["one_dnn"] = linear.ONE_DNN  # no flag: what fine_tune/models/linear.py finds
 
 
@@ -199,7 +200,8 @@ def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
         rows = shape.rows(number)
         layout = made.layout(tokens.lengths(rows), rows, number)
         spared = forward_flops(shape.layers, shape, *counted(layout)) if made.config.cache_teacher else 0
-        return tokens.batch(rows, layout), distil_flops(shape, *counted(layout)) - spared
+        batch = replace(tokens.batch(rows, layout), watched=made.config.watched)
+        return batch, distil_flops(shape, *counted(layout)) - spared
 
     return our_training(made, batch, watch)
 
