@@ -27,6 +27,7 @@ from fine_tune.data.tasks import TASKS
 from fine_tune.data.tokens import Batch, Tokens, load
 from fine_tune.distil import Distillation
 from fine_tune.methods.lad import lad
+from fine_tune.methods.pkd import Pkd
 from fine_tune.models import linear
 from fine_tune.models.bert import BertClassifier, empty_encoder, freeze, sizes
 from fine_tune.models.precision import check_precision, compile_rows
@@ -162,19 +163,22 @@ ON_GPU: dict[str, dict[str, Any]] = {
 }
 DEFAULTS = {"pad_loss": "all", "pad_samples": 4, "precision": "fp32", "compile": False, "seed": 42}
 DEFAULTS |= {"cache_teacher": False, "cache_limit": 20, "watched": False}
+DEFAULTS["method"] = "lad"  # no flag either
 DEFAULTS["one_dnn"] = linear.ONE_DNN  # no flag: what fine_tune/models/linear.py finds
 
 
-def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
-    """Put random models and LAD together as `distil` does; every variant starts from the same weights."""
-    config = Namespace(**vars(shape.flags(dropout)) | DEFAULTS | (VARIANTS | ON_GPU)[variant])
+def distillation(shape: Shape, variant: dict[str, Any], dropout: float) -> Distillation:
+    """Put random models and a method together as `distil` does; every variant starts from the same weights."""
+    config = Namespace(**vars(shape.flags(dropout)) | DEFAULTS | variant)
     check_precision(config, [shape.device])
     linear.ONE_DNN = config.one_dnn
     teacher, student = shape.classifier(shape.layers, dropout), shape.classifier(shape.students, dropout)
     if config.compile:
         compile_rows(teacher.encoder)
         compile_rows(student.encoder)
-    method = lad(shape.layers, shape.students, shape.seq_len, shape.d_model).to(shape.device)
+    sizes_of = {"lad": (shape.seq_len, shape.d_model), "pkd": ()}
+    method = {"lad": lad, "pkd": Pkd}[config.method](shape.layers, shape.students, *sizes_of[config.method])
+    method = method.to(shape.device)
     devices = dict.fromkeys(DEVICE_FLAGS, shape.device)
     if not config.cache_teacher:
         return Distillation(freeze(teacher), student, method, config, devices)
@@ -184,14 +188,14 @@ def distillation(shape: Shape, variant: str, dropout: float) -> Distillation:
     )
     kept = what_is_kept("tokens", tokens, config, 2, sizes(teacher.encoder.config))
     with tempfile.TemporaryDirectory() as folder:  # what is mapped stays readable
-        flat = cached_outputs(lambda: freeze(teacher), tokens, kept, config, variant, Path(folder))
+        flat = cached_outputs(lambda: freeze(teacher), tokens, kept, config, "benchmark", Path(folder))
     return Distillation(
         CachedTeacher(flat, kept), student, method, config, devices | {"tdevice_id": torch.device("cpu")}
     )
 
 
-def our_distil(shape: Shape, variant: str, dropout: float, watch: Watch) -> Job:
-    """Distil with LAD, in one of VARIANTS."""
+def our_distil(shape: Shape, variant: dict[str, Any], dropout: float, watch: Watch) -> Job:
+    """Distil under the flags `variant`."""
     made, tokens = distillation(shape, variant, dropout), shape.tokens()
     for name, model in (("teacher", made.teacher), ("student", made.student)):
         model.forward = watch(f"{name} forward", model.forward)

@@ -30,7 +30,7 @@ def shapes(base: Shape, tiny: bool) -> dict[str, list[tuple[str, Shape]]]:
 
 def measured(shape: Shape, variant: str, steps: int) -> tuple[float, float]:
     """Return the median seconds of a step after the warm-up, and the peak memory in MiB."""
-    with Worker(partial(common.our_distil, shape, variant), shape.threads) as worker:
+    with Worker(partial(common.our_distil, shape, VARIANTS[variant]), shape.threads) as worker:
         taken = [worker.ask("step", number)["seconds"] for number in range(1, common.WARM_UP + steps + 1)]
         return statistics.median(taken[common.WARM_UP :]), worker.ask("peak")
 

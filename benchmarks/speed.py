@@ -80,7 +80,7 @@ def plain_training(shape: Shape, plain: reference.Plain, parts: dict[str, torch.
 
 def plain_distil(shape: Shape, dropout: float, watch: Watch) -> Job:
     """Distil with LAD, plainly."""
-    ours = common.distillation(shape, "exact", dropout)
+    ours = common.distillation(shape, VARIANTS["exact"], dropout)
     teacher, student = plain_model(ours.teacher), plain_model(ours.student)
     gates = [
         reference.gate(shape.seq_len, shape.d_model, gate.state_dict()).to(shape.device)
@@ -269,7 +269,7 @@ def main() -> None:
             best = rate([worker.ask("step", number) for number in range(6)][1:])
         say = f"Batch {shape.batch_size}, {shape.threads} thread{'s' * (shape.threads > 1)}"
         print(f"## {say}; fp32 matrix product {best:.0f} GFLOP/s\n\n### Distillation step (LAD)\n")
-        variants = {name: partial(common.our_distil, shape, name) for name in flags.variants}
+        variants = {name: partial(common.our_distil, shape, (VARIANTS | ON_GPU)[name]) for name in flags.variants}
         step = {"pairs": flags.pairs, "best": best, "examples": shape.batch_size, "what": "gradients"}
         taken = compare(shape, partial(plain_distil, shape), variants, **step)
         if shape.device_id < 0:
