@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from fine_tune.methods.method import SHARES
 from fine_tune.training.pictures import CELL, LEFT, TOP, colour
 from tests import golden, reference, tiny
 from tests.built import METHODS, distillation, make_tokens
+from tests.processes import arguments
 
 ROOT = Path(__file__).parent.parent
 TAG = "qqp/train/bert"
@@ -218,12 +220,15 @@ def texts(reader: EventAccumulator) -> dict[str, list[tuple[int, str]]]:
 
 
 def test_texts_say_where_a_run_comes_from(root: Path) -> None:
-    tiny.run_script("run_pkd_distill", **tiny.student_flags(root, total_step=2, warmup_step=1))
+    flags = tiny.student_flags(root, total_step=2, warmup_step=1)
+    tiny.run_script("run_pkd_distill", **flags)
     found = texts(board(root, "student"))
     assert found.keys() == {"command", "config", "versions"}
     assert {step for events in found.values() for step, _ in events} == {1}
     [[(_, command)], [(_, config)], [(_, versions)]] = (found[name] for name in ("command", "config", "versions"))
-    assert command.startswith("    python run_pkd_distill.py --experiment student --task qqp ")
+    assert shlex.split(command.replace("\\\n", "")) == ["python", "run_pkd_distill.py", *arguments(**flags)]
+    first, *others = command.split("\\\n")
+    assert others and first.startswith("    python ") and all(line.startswith("        --") for line in others)
     assert "\n| softmax_temp | 3.0 |\n" in config
     assert f"| torch | {torch.__version__} |" in versions
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)

@@ -18,8 +18,17 @@ def texts(config: Namespace) -> dict[str, str]:
     """Return what tensorboard shows as text, in Markdown, by name."""
     versions = vars(config)["versions"] | {"git commit": git_commit()}
     flags = {name: value for name, value in sorted(vars(config).items()) if name not in ("versions", "encoder")}
-    command = shlex.join([sys.argv[0], *sys.argv[1:]])
-    return {"command": f"    python {command}", "config": table(flags), "versions": table(versions)}
+    return {"command": command(["python", *sys.argv]), "config": table(flags), "versions": table(versions)}
+
+
+def command(words: list[str]) -> str:
+    """Return a command as a block of Markdown, with a line break before the first flag beyond each 80 columns."""
+    lines = [""]
+    for word in words:
+        if word.startswith("--") and len(lines[-1]) > 80:
+            lines.append("    ")
+        lines[-1] += f"{shlex.quote(word)} "
+    return "    " + "\\\n    ".join(lines).rstrip()
 
 
 def table(values: dict[str, Any]) -> str:
