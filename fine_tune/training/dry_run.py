@@ -16,7 +16,7 @@ from fine_tune.training.optim import NonFiniteGuard
 from fine_tune.training.summary import disk_needs, duration, memory_words, peak_memory, reset_peak_memory
 from fine_tune.training.task import Task
 
-SECONDS, STEPS = 5.0, 20  # steps are taken until the first or the second is reached, but at least two
+SECONDS, STEPS = 8.0, 50  # steps are taken until the first or the second is reached, but at least two
 
 
 class Term(NamedTuple):
