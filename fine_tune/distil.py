@@ -11,6 +11,7 @@ from torch import nn
 
 from fine_tune.cli.checks import Rule, no_rule, require, student_problems
 from fine_tune.cli.runs import teacher_folder
+from fine_tune.core.errors import UserError
 from fine_tune.core.files import sha256
 from fine_tune.data.layout import Layout, full, moved, packed, sampled
 from fine_tune.data.tokens import Batch, Tokens
@@ -121,16 +122,17 @@ def what_is_read(config: Namespace, method: Method) -> str:
 def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, rule: Rule) -> BuiltTask:
     """Put teacher, student and method together, and load the split that the teacher learned."""
     source = f"--teacher_exp {flags.teacher_exp}"
-    start = pretrained.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
-    require(student_problems(flags, bert.sizes(start.config), rule))
+    start = find_start(flags, source)
+    teacher_sizes = bert.run_sizes(flags.teacher_config, source)
+    require(student_problems(flags, teacher_sizes, rule))
     about_teacher = teacher_line(flags)
     folder = teacher_folder(flags)
-    tokenizer = bert.run_tokenizer(flags.teacher_config, folder, start.config.vocab_size, source)
+    tokenizer = bert.run_tokenizer(flags.teacher_config, folder, teacher_sizes["vocab_size"], source)
     tokens, data_sha256 = load_split(flags, tokenizer)
 
     torch.manual_seed(flags.seed)
-    student = bert.new_student(start, flags).to(devices["device_id"])
-    method = build_method(flags, start.config.num_hidden_layers).to(devices["gate_device_id"])
+    student = bert.new_student(teacher_sizes, start, flags).to(devices["device_id"])
+    method = build_method(flags, teacher_sizes["num_hidden_layers"]).to(devices["gate_device_id"])
     if flags.compile:
         compile_rows(student.encoder)
     sizes = bert.sizes(student.encoder.config)
@@ -138,11 +140,23 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     teacher, teacher_sha256 = load_teacher(flags, devices["tdevice_id"], tokens, what_is_read(flags, method))
     if isinstance(teacher, CachedTeacher):
         devices = devices | {"tdevice_id": torch.device("cpu")}
-    config = make_run_config(flags, encoder=sizes, data_sha256=data_sha256, teacher_sha256=teacher_sha256, **start.info)
+    facts = {"data_sha256": data_sha256, "teacher_sha256": teacher_sha256} | (start.info if start else {})
+    config = make_run_config(flags, encoder=sizes, **facts)
     task = Distillation(teacher, student, method, config, devices)
-    task.about = (method_line(config, start.config.num_hidden_layers), about_teacher)
+    task.about = (method_line(config, teacher_sizes["num_hidden_layers"]), about_teacher)
     print_unused(flags, task)
     return task, tokens, tokenizer, config
+
+
+def find_start(flags: Namespace, source: str) -> pretrained.Pretrained | None:
+    """Return the pre-trained model that the teacher started from, or None where the student takes nothing from it."""
+    if (flags.student_init, flags.embedding_init) == ("random", "random"):
+        return None
+    start = pretrained.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
+    known = getattr(flags.teacher_config, "ptrain_sha256", start.info["ptrain_sha256"])
+    if known != start.info["ptrain_sha256"]:
+        raise UserError(f"{start.source}: has other weights than the model that the teacher started from")
+    return start
 
 
 def load_teacher(flags: Namespace, device: torch.device, tokens: Tokens, reads: str) -> tuple[Teacher, str]:

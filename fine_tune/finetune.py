@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from fine_tune.data.layout import Layout, packed
+from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Batch
 from fine_tune.methods.losses import hard_loss
 from fine_tune.models import bert, pretrained
@@ -42,13 +43,11 @@ class FineTuning(Task):
 def build_task(flags: Namespace, devices: Devices) -> BuiltTask:
     """Put the pre-trained model under a new head, and load the split that it learns."""
     start = pretrained.find_pretrained(flags.ptrain_ver, f"--ptrain_ver {flags.ptrain_ver}")
-    if "BertForSequenceClassification" in (start.config.architectures or []):
-        print0(
-            f"note: {start.source} is a fine-tuned classifier, whose head is left out for a new one; "
-            f"to take it as it is: python -m fine_tune.import_teacher --from {flags.ptrain_ver}"
-        )
+    start.require_fit(flags.max_seq_len, task_spec(flags).reads_pairs)
     torch.manual_seed(flags.seed)
     model = bert.new_teacher(start, flags).to(devices["device_id"])
+    for note in start.notes:
+        print0(note)
     if flags.compile:
         compile_rows(model.encoder)
     tokens, data_sha256 = load_split(flags, start.tokenizer)

@@ -25,7 +25,6 @@ TEACHER_STEPS=${TEACHER_STEPS:-6314}
 
 # The students, and what all methods share.
 LAYERS=${LAYERS:-6}
-SIZES=${SIZES:-}  # for another width than bert-base's: --d_model 384 --d_ff 1536
 STEPS=${STEPS:-10524}
 LR=${LR:-1e-4}
 OBJECTIVE=${OBJECTIVE:---softmax_temp 10 --soft_weight 0.7 --hard_weight 0.3}
@@ -61,7 +60,7 @@ method() {
 student() {
     if [ -f "$EXPERIMENT_DIR/$1_bert_$TASK/eval-$DEV.json" ]; then return; fi
     echo "python $2 --experiment $1 ${at[*]} --teacher_exp teacher --tckpt $TEACHER_STEPS --num_hidden_layers $LAYERS" \
-        "$SIZES --batch_size 32 --lr $LR --total_step $STEPS --warmup_step $((STEPS / 10)) --ckpt_step $STEPS" \
+        "--batch_size 32 --lr $LR --total_step $STEPS --warmup_step $((STEPS / 10)) --ckpt_step $STEPS" \
         "--log_step 50 --pad_loss $PAD_LOSS $SPEED --seed $3 --device_id $DEVICE" \
         "&& python run_fine_tune_eval.py --experiment $1 ${at[*]} --dataset $DEV --batch_size 128"
 }

@@ -9,8 +9,8 @@ python=.venv/bin/python
 
 "$python" run_fine_tune.py --experiment teacher --dataset train --num_class 2 --ptrain_ver data/sample/bert \
     --max_seq_len 40 --lr 1e-3 --total_step 800 --warmup_step 80 --ckpt_step 800 --log_step 50 "${run[@]}"
-student=(--teacher_exp teacher --tckpt 800 --num_hidden_layers 3 --d_model 64 --d_ff 128 --num_attention_heads 4
-         --lr 1e-3 --softmax_temp 2 --soft_weight 0.7 --hard_weight 0.3 --mu 10
+student=(--teacher_exp teacher --tckpt 800 --num_hidden_layers 3 --lr 1e-3
+         --softmax_temp 2 --soft_weight 0.7 --hard_weight 0.3 --mu 10
          --total_step 600 --warmup_step 60 --ckpt_step 200 --log_step 50)
 "$python" run_lad_distil.py --experiment LAD --gate_lr 1e-4 "${student[@]}" "${run[@]}"
 "$python" run_pkd_distill.py --experiment PKD "${student[@]}" "${run[@]}"

@@ -47,10 +47,11 @@ TEACHER_USE = {
     "tmodel": "bert",
     "tckpt": REQUIRED,
     "tdevice_id": "--device_id",
+    "ptrain_ver": None,
     "weak_teacher": False,
 }
 STUDENT = {
-    "d_model": 768,
+    "d_model": 768,  # the teacher's, as the next ones but the number of layers
     "d_ff": 3072,
     "num_attention_heads": 12,
     "num_hidden_layers": 6,
@@ -269,6 +270,8 @@ def test_help(script: str, tmp_path: Path) -> None:
     for flag, default in SCRIPTS[script].items():
         if default is REQUIRED:
             assert lines[flag].endswith("(required)"), flag
+        elif flag in ("d_model", "d_ff", "num_attention_heads", "type_vocab_size"):
+            assert lines[flag].endswith("(default: the teacher's)")
         elif default is not False:
             found = re.search(r"\(default: (.+)\)$", lines[flag])
             assert found, flag

@@ -30,7 +30,7 @@ def lines(root: Path, *stage: str) -> list[str]:
     chosen = {"TASK": "qqp", "DATA_DIR": ROOT / "data/sample", "EXPERIMENT_DIR": root / "runs", "DEVICE": -1}
     chosen |= {"PTRAIN_VER": root / "bert", "MAX_SEQ_LEN": 16, "LAYERS": 2, "PARTIAL": 2, "SEEDS": "1 2"}
     chosen |= {"SPEED": "--cache_teacher --weak_teacher"}
-    chosen |= {"SIZES": "--d_model 16 --d_ff 32 --num_attention_heads 2", "TEACHER_STEPS": 10, "STEPS": 10, "LR": 3e-2}
+    chosen |= {"TEACHER_STEPS": 10, "STEPS": 10, "LR": 3e-2}
     environment = {"PRINT": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MUS": "1 1000"}
     environment |= {name: str(value) for name, value in chosen.items()}
     done = subprocess.run(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,9 @@ def test_transformers_loads_an_export_without_this_suite(root: Path, tmp_path: P
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_the_card_names_teacher_and_other_seeds(root: Path, tmp_path: Path) -> None:
+def test_the_card_names_teacher_and_other_seeds(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     for name, seed in (("student", 42), ("again", 7), ("third", 8)):
         tiny.run_script("run_pkd_distill", **tiny.student_flags(root, experiment=name, seed=seed, hard_weight=0))
     tiny.run_script("run_pkd_distill", **tiny.student_flags(root, experiment="other", seed=9, hard_weight=1))
@@ -127,7 +130,17 @@ def test_the_card_names_teacher_and_other_seeds(root: Path, tmp_path: Path) -> N
     [at_4] = [row["accuracy"] for row in saved if row["step"] == 4]
     assert re.search(rf"\| its teacher \| 4 \| .* \| {100 * at_4:.2f} \|", text)
     assert re.search(rf"\| this model \| 2 \| .* \| {score('student'):.2f} \|", text)
-    assert "--tckpt 4 " in text and "--hard_weight 0.0 " in text and "--compile" not in text
+    teacher, student = re.search(r"```sh\n(.*)\n(.*)\n```", text).groups()
+    assert teacher.startswith("python run_fine_tune.py --") and " --ptrain_ver bert" in teacher
+    assert student.startswith("python run_pkd_distill.py --") and " --tckpt 4 " in student
+    assert "--hard_weight 0.0 " in student and "--compile" not in student and "--max_seq_len" not in student
+    config = json.loads((root / "runs/teacher_bert_qqp/config.json").read_text())
+    monkeypatch.chdir(Path(config["ptrain_ver"]).parent)
+    capsys.readouterr()
+    for line in (teacher, student):  # each command means the run that is there, in every flag
+        _, script, *words = shlex.split(line)
+        tiny.run_script(script.removesuffix(".py"), *words, device_id=-1, **tiny.paths(root))
+        assert "is finished" in capsys.readouterr().err
     assert str(root) not in text  # what is given away does not say where it was made
 
 

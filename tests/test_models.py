@@ -1,13 +1,17 @@
 """How teacher and student start, tensor by tensor, and which checkpoints load."""
 
+import hashlib
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from fine_tune.core.errors import UserError
 from fine_tune.models import bert, pretrained
@@ -127,7 +131,7 @@ BROKEN = {
     "config no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
     "a cased vocabulary": (
         capitalise,
-        "is cased, but its tokenizer lower-cases all texts; it needs a tokenizer_config",
+        "lower-cases all texts, but its vocabulary is cased; it needs a tokenizer_config",
     ),
     "another model": (flip_type, "holds a roberta model; only BERT"),
 }
@@ -145,6 +149,194 @@ def test_broken_pretrained_model_is_one_line(tmp_path: Path, name: str) -> None:
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+# --- what is refused, and what is fine --------------------------------------------------------------------------------
+
+
+def change_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"position_embedding_type": "relative_key"}, "has position_embedding_type relative_key; only absolute is"),
+        ({"position_embedding_type": "relative_key_query"}, "has position_embedding_type relative_key_query; only"),
+        ({"is_decoder": True}, "has is_decoder True; only False is computed here"),
+        ({"add_cross_attention": True}, "has add_cross_attention True; only False is computed here"),
+        ({"pruned_heads": {"1": [0]}}, "has pruned_heads {'1': [0]}; only {} is computed here"),
+    ],
+)
+def test_what_the_encoder_does_not_compute_is_refused(tmp_path: Path, values: dict[str, object], said: str) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    change_config(folder, **values)
+    with pytest.raises(UserError, match=re.escape(f"x: {folder / 'config.json'} {said}")):
+        pretrained.find_pretrained(str(folder), "x")
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def test_a_weight_that_nobody_takes_is_refused(tmp_path: Path) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    strange = "encoder.layer.0.attention.self.distance_embedding.weight"
+    rewrite_weights(folder, lambda weights: weights | {strange: torch.zeros(31, 8)})
+    with pytest.raises(UserError, match=f"holds {re.escape(strange)}, which a BERT does not compute with"):
+        pretrained.find_pretrained(str(folder), "x").encoder()
+
+
+def test_old_position_ids_are_no_weight(tmp_path: Path) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    rewrite_weights(folder, lambda weights: weights | {"embeddings.position_ids": torch.arange(32)[None]})
+    assert pretrained.find_pretrained(str(folder), "x").encoder() is not None
+
+
+def join_otherwise(folder: Path) -> None:
+    """Leave out what puts [CLS] and [SEP] around texts."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+
+
+def one_segment(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"type_id": 1', '"type_id": 0'))
+
+
+@pytest.mark.parametrize("damage", [join_otherwise, one_segment])
+def test_a_tokenizer_that_joins_texts_otherwise_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    settings = folder / "tokenizer_config.json"  # the library puts its own class right
+    settings.write_text(settings.read_text().replace('"BertTokenizer"', '"PreTrainedTokenizerFast"'))
+    assert pretrained.find_pretrained(str(folder), "x")
+    before = (folder / "tokenizer.json").read_text()
+    damage(folder)
+    assert (folder / "tokenizer.json").read_text() != before
+    with pytest.raises(UserError, match=r"does not give \[CLS\] text \[SEP\] and .* with segments 0 and 1; vocab.txt"):
+        pretrained.find_pretrained(str(folder), "x")
+
+
+def same_ids(folder: Path) -> bool:
+    """Tell whether the tokenizer in `folder` reads a pair as the library's BertTokenizer does from its vocabulary."""
+    (folder.parent / "plain").mkdir()
+    (folder.parent / "plain" / "vocab.txt").write_text("\n".join(tiny.VOCABULARY) + "\n")
+    expected = BertTokenizer.from_pretrained(folder.parent / "plain")("w1 w2 ?", "w39")["input_ids"]
+    found = pretrained.find_pretrained(str(folder), "x").tokenizer
+    return found("w1 w2 ?", "w39")["input_ids"] == expected
+
+
+def test_vocab_txt_and_a_config_without_model_type_are_a_bert(tmp_path: Path) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    values = json.loads((folder / "config.json").read_text())
+    del values["model_type"]
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(tiny.VOCABULARY) + "\n")
+    assert same_ids(folder)
+
+
+def test_a_tokenizer_named_by_its_slow_class_is_read(tmp_path: Path) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(tiny.VOCABULARY) + "\n")
+    for name in ("BertTokenizer", "BertTokenizerFast", "BertTokenizerLegacy"):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+        assert pretrained.find_pretrained(str(folder), "x").tokenizer.is_fast
+
+
+def test_embeddings_padded_to_a_multiple_of_eight(tmp_path: Path) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    words, rows = "embeddings.word_embeddings.weight", len(tiny.VOCABULARY)
+    for count, fits in ((48, True), (64, True), (47, False), (40, False), (176, False)):
+        more = torch.zeros(max(0, count - rows), 16)
+        rewrite_weights(folder, lambda weights, more=more: weights | {words: torch.cat([weights[words][:rows], more])})
+        change_config(folder, vocab_size=count)
+        if fits:
+            assert pretrained.find_pretrained(str(folder), "x").encoder().config.vocab_size == count
+        else:
+            with pytest.raises(UserError, match=f"has 46 entries, but the model needs {count}"):
+                pretrained.find_pretrained(str(folder), "x")
+
+
+def test_a_masked_language_model_gets_a_new_pooler(tmp_path: Path) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    config = BertConfig.from_pretrained(folder)
+    model = BertForMaskedLM(config)
+    model.save_pretrained(folder)
+    start = pretrained.find_pretrained(str(folder), "x")
+    encoder = start.encoder()
+    assert torch.equal(encoder.encoder.layer[2].output.dense.weight, model.bert.encoder.layer[2].output.dense.weight)
+    assert start.notes == ["note: x has no pooler; a new one starts at random"]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_in_several_files(tmp_path: Path, kind: str) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    whole = "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"
+    stem, suffix = whole.split(".")
+    halves = [f"{stem}-{number:05}-of-00002.{suffix}" for number in (1, 2)]
+    names = sorted(weights)
+    places = {name: halves[index % 2] for index, name in enumerate(names)}
+    for half in halves:
+        part = {name: weights[name] for name in names if places[name] == half}
+        save_file(part, folder / half, metadata={"format": "pt"}) if kind == "safetensors" else torch.save(
+            part, folder / half
+        )
+    (folder / f"{whole}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    start = pretrained.find_pretrained(str(folder), "x")
+    encoder = start.encoder().state_dict()
+    assert all(torch.equal(encoder[name], value) for name, value in weights.items())
+    digest = start.info["ptrain_sha256"]
+    other = sorted(folder.glob(f"{stem}-*"))[1]
+    other.unlink()
+    with pytest.raises(UserError, match="x: the weights in .* cannot be loaded"):
+        pretrained.find_pretrained(str(folder), "x").encoder()
+    assert pretrained.find_pretrained(str(folder), "x").info["ptrain_sha256"] != digest
+
+
+def test_one_segment_is_too_few_for_pairs(tmp_path: Path) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    words = "embeddings.token_type_embeddings.weight"
+    rewrite_weights(folder, lambda weights: weights | {words: weights[words][:1].clone()})
+    change_config(folder, type_vocab_size=1)
+    tiny.make_qqp(tmp_path / "data")
+    with pytest.raises(UserError, match="has type_vocab_size 1, but the task has pairs of texts, which need 2$"):
+        tiny.run_script("run_fine_tune", **tiny.teacher_flags(tmp_path))
+
+
+def test_a_moved_start_is_found_by_its_weights(root: Path) -> None:
+    (root / "bert").rename(root / "moved")
+    change_config(root / "runs" / "teacher_bert_qqp", ptrain_ver=str(root / "bert"))
+    flags = tiny.student_flags(root, total_step=2, warmup_step=1)
+    with pytest.raises(UserError, match=f"^--teacher_exp teacher: its --ptrain_ver .*{root / 'bert'}: is neither"):
+        tiny.run_script("run_pkd_distill", **flags)
+    tiny.run_script("run_pkd_distill", **flags, ptrain_ver=root / "moved")
+    tiny.run_script("run_pkd_distill", **flags)  # is finished, wherever that model lies
+    rewrite_weights(root / "moved", lambda weights: {name: value + 1 for name, value in weights.items()})
+    with pytest.raises(UserError, match="moved: has other weights than the model that the teacher started from$"):
+        tiny.run_script("run_pkd_distill", **flags | {"experiment": "other"}, ptrain_ver=root / "moved")
+
+
+def test_a_random_start_needs_no_pretrained_model(root: Path) -> None:
+    change_config(root / "runs" / "teacher_bert_qqp", ptrain_ver=str(root / "gone"))
+    random = {"student_init": "random", "embedding_init": "random"}
+    tiny.run_script("run_pkd_distill", **tiny.student_flags(root, total_step=2, warmup_step=1, **random))
+
+
+def test_sizes_are_the_teachers_unless_they_are_given(root: Path) -> None:
+    flags = tiny.student_flags(root, total_step=2, warmup_step=1)
+    sizes = {flag: flags.pop(flag) for flag in ("d_model", "d_ff", "num_attention_heads")}
+    tiny.run_script("run_pkd_distill", **flags)
+    saved = json.loads((root / "runs" / "student_bert_qqp" / "config.json").read_text())
+    assert {flag: saved[flag] for flag in sizes} == sizes
+    assert saved["type_vocab_size"] == 2
+    tiny.run_script("run_pkd_distill", **flags, **sizes)  # the same run: it is finished
 
 
 def test_a_cased_vocabulary_is_cased_where_its_config_says_so(tmp_path: Path) -> None:
@@ -165,10 +357,26 @@ def test_a_hub_model_is_found_by_its_revision(tmp_path: Path, monkeypatch: pytes
         tiny.make_bert(stored / "snapshots" / commit, layers=layers)
     for name, commit, layers in (("some/bert", "a" * 40, 2), ("some/bert@v2", "b" * 40, 4)):
         found = pretrained.find_pretrained(name, "x")
-        assert (found.config.num_hidden_layers, found.info) == (layers, {"ptrain_commit": commit})
+        digest = hashlib.sha256((stored / "snapshots" / commit / "model.safetensors").read_bytes()).hexdigest()
+        assert (found.config.num_hidden_layers, found.info) == (
+            layers,
+            {"ptrain_sha256": digest, "ptrain_commit": commit},
+        )
     tiny.make_qqp(tmp_path / "data")
     tiny.run_script("run_fine_tune", **tiny.teacher_flags(tmp_path, ptrain_ver="some/bert@v2"))
     assert json.loads((tmp_path / "runs/teacher_bert_qqp/config.json").read_text())["ptrain_commit"] == "b" * 40
+
+
+def test_a_hub_model_without_a_tokenizer_is_not_taken_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    stored = tmp_path / "cache" / "models--some--bert"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text("a" * 40)
+    drop_vocabulary(tiny.make_bert(stored / "snapshots" / ("a" * 40)))
+    with pytest.raises(UserError, match="^x: what could be had of it holds no tokenizer.json or vocab.txt; check the"):
+        pretrained.find_pretrained("some/bert", "x")
 
 
 def test_unknown_hub_name_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The order of a run: what is read and hashed, when a folder is opened, and what stays as it is while a task trains."""
 
 import hashlib
+import json
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -41,8 +42,9 @@ def test_a_file_is_hashed_once_and_a_config_read_once(root: Path, counted: dict[
     teacher, data = root / "runs" / "teacher_bert_qqp", root / "data" / "QQP"
     flags = tiny.student_flags(root, total_step=2)
     own = root / "runs" / "student_bert_qqp" / "config.json"
+    start = Path(json.loads((teacher / "config.json").read_text())["ptrain_ver"]) / "model.safetensors"
     for hashed, read in (
-        ({teacher / "model-4.pt", data / "train.tsv"}, {teacher / "config.json"}),
+        ({teacher / "model-4.pt", data / "train.tsv", start}, {teacher / "config.json"}),
         (set(), {teacher / "config.json", own}),
     ):
         tiny.run_script("run_lad_distil", **flags)
@@ -52,7 +54,7 @@ def test_a_file_is_hashed_once_and_a_config_read_once(root: Path, counted: dict[
     torch.save({}, root / "runs" / "student_bert_qqp" / "state.pt")  # as if it had not come to its end
     with pytest.raises(UserError, match="state.pt: does not fit this run"):
         tiny.run_script("run_lad_distil", **flags)
-    assert counted["hashed"] == dict.fromkeys((teacher / "model-4.pt", data / "train.tsv"), 1)
+    assert counted["hashed"] == dict.fromkeys((teacher / "model-4.pt", data / "train.tsv", start), 1)
     assert +counted["read"] == dict.fromkeys((teacher / "config.json", own), 1)
     counted["hashed"].clear(), counted["read"].clear()
     tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", **tiny.paths(root))

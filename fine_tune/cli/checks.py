@@ -18,6 +18,14 @@ from fine_tune.cli.runs import INHERITED, data_file, own_folder, read_run, read_
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TASK_FILE, TASKS, own_tasks, task_spec
 
+STUDENT_SIZES = {  # flags, and what they are called in a teacher's config.json
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "type_vocab_size": "type_vocab_size",
+}
+BERT_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "type_vocab_size": 2}
+
 Check = Callable[[Namespace], Iterator[str]]
 Rule = Callable[[Namespace, int], Iterator[str]]  # what a method asks of its flags for a teacher of so many layers
 
@@ -88,7 +96,7 @@ def gate_warm_up(flags: Namespace) -> Iterator[str]:
         yield f"--gate_warmup_step {flags.gate_warmup_step}: must not exceed {limit}"
 
 
-@needs("num_attention_heads", "d_model")
+@needs("teacher_config", "num_attention_heads", "d_model")
 def heads(flags: Namespace) -> Iterator[str]:
     """Every attention head has the same width."""
     if flags.d_model % flags.num_attention_heads:
@@ -155,6 +163,13 @@ def pretrained_folder(flags: Namespace) -> Iterator[str]:
         yield f"--ptrain_ver {flags.ptrain_ver}: no such folder; give a local model folder or a hub name"
 
 
+@needs("ptrain_ver")
+def own_pretrained(flags: Namespace) -> Iterator[str]:
+    """What a distiller is given stands in for the teacher's, which is not looked at before it is needed."""
+    if flags.ptrain_ver is not None:
+        yield from pretrained_folder(flags)
+
+
 @needs("experiment", "model", "task", "experiment_dir")
 def existing_run(flags: Namespace) -> Iterator[str]:
     """Evaluation and prediction need a run; what its config.json says becomes `flags.run_config`."""
@@ -207,14 +222,19 @@ def teacher_at_hand(flags: Namespace) -> Iterator[str]:
 def teacher_run(flags: Namespace) -> Iterator[str]:
     """A distiller needs its teacher's config, which becomes `flags.teacher_config`, its checkpoint and its data.
 
-    The flags in INHERITED are set to the teacher's.
+    The flags in INHERITED are set to the teacher's, and the student's sizes where they were not given.
     """
     try:
         teacher = flags.teacher_config = read_teacher(flags)
     except UserError as error:
         yield str(error)
         return
+    if getattr(flags, "ptrain_ver", None):  # it lies elsewhere now
+        teacher.ptrain_ver = flags.ptrain_ver
     vars(flags).update({name: getattr(teacher, name) for name in INHERITED})
+    sizes = getattr(teacher, "encoder", BERT_BASE)  # the authors' folders do not say
+    absent = {flag: sizes[key] for flag, key in STUDENT_SIZES.items() if getattr(flags, flag, key) is None}
+    vars(flags).update(absent)
     path = teacher_folder(flags) / f"model-{flags.tckpt}.pt"
     if not path.is_file():
         yield f"--tckpt {flags.tckpt}: {path} does not exist"
@@ -247,21 +267,21 @@ def student_problems(flags: Namespace, encoder: dict[str, Any], rule: Rule) -> I
             yield f"--num_hidden_layers {students}: must divide the teacher's {layers} layers"
         else:
             yield from rule(flags, layers)
-    same = {"d_model": ("hidden_size", "")}
+    cures = {"d_model": ""}
     if given.get("student_init") != "random":
-        cure = " unless --student_init random"
-        same |= {"d_ff": ("intermediate_size", cure), "num_attention_heads": ("num_attention_heads", cure)}
+        cures |= dict.fromkeys(("d_ff", "num_attention_heads"), " unless --student_init random")
     if given.get("embedding_init") != "random":
-        same["type_vocab_size"] = ("type_vocab_size", " unless --embedding_init random")
-    for flag, (key, cure) in same.items():
+        cures["type_vocab_size"] = " unless --embedding_init random"
+    for flag, cure in cures.items():
+        key = STUDENT_SIZES[flag]
         if flag in given and given[flag] != encoder[key]:
             yield f"--{flag} {given[flag]}: must be the teacher's {encoder[key]}{cure}"
 
 
-@needs("task", "type_vocab_size")
+@needs("teacher_config", "task", "type_vocab_size")
 def segments(flags: Namespace) -> Iterator[str]:
     """A pair of texts has two segment ids."""
-    if flags.type_vocab_size < 2 and task_spec(flags).splits["train"].pair is not None:
+    if flags.type_vocab_size < 2 and task_spec(flags).reads_pairs:
         yield f"--type_vocab_size {flags.type_vocab_size}: --task {flags.task} has pairs of texts, which need 2"
 
 
@@ -320,13 +340,5 @@ PREDICTION: tuple[Check, ...] = (known_task, any_split, existing_run, existing_c
 
 def distillation(rule: Rule = no_rule) -> tuple[Check, ...]:
     """Return what every distiller checks; `rule` is the method's own."""
-    return (
-        *TRAINING,
-        gate_warm_up,
-        heads,
-        segments,
-        padding,
-        teacher_cache,
-        teacher_run,
-        partial(fits_teacher, rule=rule),
-    )
+    shared = (gate_warm_up, padding, teacher_cache, own_pretrained, teacher_run, heads, segments)
+    return (*TRAINING, *shared, partial(fits_teacher, rule=rule))

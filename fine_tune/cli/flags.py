@@ -254,6 +254,7 @@ def teacher_use() -> FlagGroup:
         Flag("tmodel", plain_name, "model name of the teacher's run", "bert"),
         Flag("tckpt", integer(0), "step of the teacher's checkpoint"),
         Flag("tdevice_id", integer(-1), "where the teacher runs: -1 = CPU, n = cuda:n", falls_back="--device_id"),
+        Flag("ptrain_ver", pretrained, "where the model that it started from lies now", falls_back="where it lay then"),
         Flag("weak_teacher", None, "go on with a teacher that is no better on dev than the majority class"),
     ]
 
@@ -263,11 +264,11 @@ def student() -> FlagGroup:
     layers = "layers taken from the pre-trained model: every (L/N)-th, the first N, or none"
     embeddings = "embeddings: the pre-trained model's, or random as the authors' code leaves them"
     return "student", [
-        Flag("d_model", integer(1), "hidden size; the teacher's", "768"),
-        Flag("d_ff", integer(1), "size of the feed-forward layers", "3072"),
-        Flag("num_attention_heads", integer(1), "attention heads; divides d_model", "12"),
+        Flag("d_model", integer(1), "hidden size; must be the teacher's", falls_back="the teacher's"),
+        Flag("d_ff", integer(1), "size of the feed-forward layers", falls_back="the teacher's"),
+        Flag("num_attention_heads", integer(1), "attention heads; divides d_model", falls_back="the teacher's"),
         Flag("num_hidden_layers", integer(1), "layers; divides the teacher's", "6"),
-        Flag("type_vocab_size", integer(1), "segment ids", "2"),
+        Flag("type_vocab_size", integer(1), "segment ids", falls_back="the teacher's"),
         Flag("student_init", choice("even", "first", "random"), layers, "even"),
         Flag("embedding_init", choice("pretrained", "random"), embeddings, "pretrained"),
         Flag("d_emb", integer(1), "accepted for old commands; has no effect", falls_back="not set"),

@@ -22,7 +22,7 @@ RESUMABLE_FLAGS = set(
 )
 USAGE = ("wall_seconds", "peak_memory_gib")  # what a finished run took
 # In config.json all the same:
-NOT_FLAGS = {"kind", "method", "labels", "encoder", "data_sha256", "teacher_sha256", "ptrain_commit"}
+NOT_FLAGS = set("kind method program labels encoder data_sha256 teacher_sha256 ptrain_commit ptrain_sha256".split())
 
 
 def own_folder(flags: Namespace) -> Path:
@@ -104,7 +104,8 @@ def read_teacher(flags: Namespace) -> Namespace:
 
 def shared_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run's config.json that its repeats with other seeds have in common."""
-    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks", *USAGE}
+    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks", "program", *USAGE}
+    own |= {"ptrain_ver"} if "ptrain_sha256" in config else set()
     return {name: value for name, value in config.items() if name not in own}
 
 
@@ -141,6 +142,8 @@ def require_same_settings(saved: dict[str, Any], config: Namespace) -> None:
         wanted = "go on with as many as before (torchrun --nproc_per_node), or use another name"
         raise UserError(f"{source} was started with {before} processes, now there are {config.ranks}; {wanted}")
     now = {name: value for name, value in vars(config).items() if name not in RESUMABLE_FLAGS | {"ranks", "versions"}}
+    if saved["kind"] == "student" and "ptrain_sha256" in saved:  # which says more than where that model lies
+        now.pop("ptrain_ver", None)
     shared = [name for name in now if name in saved and saved[name] != now[name]]
     changed = [f"{'' if name in NOT_FLAGS else '--'}{name} was {saved[name]}, now {now[name]}" for name in shared]
     if changed:

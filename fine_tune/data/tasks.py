@@ -49,6 +49,11 @@ class TaskSpec:
         """Width of the classifier's output: one per label, 1 for regression."""
         return len(self.labels) or 1
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether an example is two texts."""
+        return self.splits["train"].pair is not None
+
     def labelled(self) -> list[str]:
         """Return the splits that can be trained on or evaluated."""
         return [name for name, split in self.splits.items() if split.label is not None]

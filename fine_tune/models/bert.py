@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from fine_tune.core.errors import UserError
 from fine_tune.data.tokens import Batch
 from fine_tune.models.encoder import encode
 from fine_tune.models.linear import convert
@@ -77,18 +76,18 @@ def empty_encoder(encoder_sizes: dict[str, Any]) -> BertModel:
 
 def new_teacher(pretrained: Pretrained, flags: Namespace) -> BertClassifier:
     """Return the pre-trained model under a new head; its encoder keeps its own config's dropout."""
-    longest = pretrained.config.max_position_embeddings
-    if flags.max_seq_len > longest:
-        raise UserError(f"--max_seq_len {flags.max_seq_len}: {pretrained.source} reads at most {longest} word pieces")
     return BertClassifier(pretrained.encoder(), flags.num_class, flags.dropout)
 
 
-def new_student(pretrained: Pretrained, flags: Namespace) -> BertClassifier:
-    """Return the student as --student_init and --embedding_init start it, from the pre-trained model's weights."""
+def new_student(teacher_sizes: dict[str, Any], pretrained: Pretrained | None, flags: Namespace) -> BertClassifier:
+    """Return a student of a teacher of the given sizes, as --student_init and --embedding_init start it.
+
+    They take their weights from the teacher's pre-trained model, None where both start at random.
+    """
     dropout = {"hidden_dropout_prob": flags.dropout, "attention_probs_dropout_prob": flags.dropout}
-    encoder = empty_encoder(sizes(pretrained.config) | student_sizes(flags) | dropout)
+    encoder = empty_encoder(teacher_sizes | student_sizes(flags) | dropout)
     student = BertClassifier(encoder, flags.num_class, flags.dropout)
-    if (flags.student_init, flags.embedding_init) != ("random", "random"):
+    if pretrained:
         start_student(student.encoder, pretrained.encoder(), flags)
     return student
 

@@ -1,5 +1,6 @@
 """The card of a model that is given away: what it is, how good, and where it comes from."""
 
+import shlex
 import statistics
 from argparse import Namespace
 from collections.abc import Iterator
@@ -10,14 +11,14 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 
 from fine_tune.cli.evaluations import best, evaluation_path, read_evaluation
-from fine_tune.cli.runs import NOT_FLAGS, RESUMABLE_FLAGS, USAGE, own_folder, shared_settings, teacher_folder
+from fine_tune.cli.runs import INHERITED, NOT_FLAGS, RESUMABLE_FLAGS, USAGE, own_folder, shared_settings, teacher_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import read_json
 from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.models.bert import empty_classifier
 
 HUB_METRICS = {"f1_score": "f1", "macro_f1": "f1", "matthews": "matthews_correlation"}  # others are called as here
-FACTS = NOT_FLAGS | {"ranks", "versions", "run_config", "choice", *USAGE}
+FACTS = NOT_FLAGS | {"ranks", "versions", "imported", *USAGE}
 
 
 class Exported(NamedTuple):
@@ -54,10 +55,11 @@ def text(flags: Namespace, spec: TaskSpec, exported: Exported) -> str:
     """Return the card's Markdown."""
     config = flags.run_config
     what = f"distilled by the method `{config.method}`" if hasattr(config, "method") else "fine-tuned"
-    reads = "two texts" if spec.splits["train"].pair is not None else "a text"
+    reads = "two texts" if spec.reads_pairs else "a text"
     says = f"one of the labels {', '.join(spec.labels)}" if spec.labels else "a score"
-    inputs = '{"text": "a text", "text_pair": "another"}' if spec.splits["train"].pair is not None else '"a text"'
-    settings = [f"--{name} {value}" for name, value in vars(config).items() if is_setting(name, value)]
+    inputs = '{"text": "a text", "text_pair": "another"}' if spec.reads_pairs else '"a text"'
+    teacher = teacher_config(flags)
+    commands = "\n".join(command(each) for each in (teacher, config) if each)
     checksums = {
         "training data": getattr(config, "data_sha256", "unknown"),
         f"checkpoint model-{flags.ckpt}.pt": exported.checkpoint_sha256,
@@ -78,7 +80,7 @@ def text(flags: Namespace, spec: TaskSpec, exported: Exported) -> str:
         "## Where it comes from",
         f"Started from `{Path(config.ptrain_ver).name if not is_hub_name(config.ptrain_ver) else config.ptrain_ver}`; "
         f"checkpoint {flags.ckpt}. {flags.choice}".strip(),
-        "Flags of its training: `" + " ".join(settings) + "`",
+        f"```sh\n{commands}\n```",
         "| SHA-256 of | |\n|---|---|\n" + "\n".join(f"| {name} | `{digest}` |" for name, digest in checksums.items()),
     ]
     return "\n\n".join(lines) + "\n"
@@ -89,23 +91,52 @@ def is_hub_name(ptrain_ver: str) -> bool:
     return not Path(ptrain_ver).is_absolute()
 
 
+def folder_of_teacher(flags: Namespace) -> Path:
+    """Return the folder of the run's teacher."""
+    return teacher_folder(Namespace(**vars(flags.run_config) | {"experiment_dir": flags.experiment_dir}))
+
+
+def teacher_config(flags: Namespace) -> Namespace | None:
+    """Return the config of the run's teacher, None without one or where its folder is not here."""
+    try:
+        folder = folder_of_teacher(flags) if hasattr(flags.run_config, "teacher_exp") else None
+        return Namespace(**read_json(folder / "config.json")) if folder else None
+    except UserError:
+        return None
+
+
+def command(config: Namespace) -> str:
+    """Return the command that a run came from, without what concerns the machine it ran on."""
+    values = {name: value for name, value in vars(config).items() if is_setting(name, value)}
+    if not is_hub_name(config.ptrain_ver):
+        values["ptrain_ver"] = Path(config.ptrain_ver).name
+    program = getattr(config, "program", "run_<method>.py")  # older runs do not say
+    if program.endswith("import_teacher"):
+        values = {"from": values["ptrain_ver"]} | {name: values[name] for name in ("experiment", "task", "max_seq_len")}
+    elif "teacher_exp" in values:
+        values = {name: value for name, value in values.items() if name not in INHERITED}
+    words = program.split() if program.startswith("python") else ["python", program]
+    for name, value in values.items():
+        typed = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words += [f"--{name}"] if value is True else [f"--{name}", typed]
+    return shlex.join(words)
+
+
 def is_setting(name: str, value: Any) -> bool:
     """Tell whether an entry of config.json is a flag of the training that says something to strangers."""
-    on_this_machine = RESUMABLE_FLAGS | {"ptrain_ver", "from", "imported"}
-    return name not in FACTS | on_this_machine and value is not None and value is not False  # 0 says something
+    return name not in FACTS | RESUMABLE_FLAGS and value is not None and value is not False  # 0 says something
 
 
 def score_table(flags: Namespace, spec: TaskSpec, values: dict[str, float]) -> str:
     """Return the rows of the teacher, if there was one, and of this model."""
-    config = flags.run_config
+    config, teacher = flags.run_config, teacher_config(flags)
     lines = [f"| model | layers | parameters | {' | '.join(spec.metrics)} |", "|---" * (3 + len(spec.metrics)) + "|"]
     if hasattr(config, "teacher_exp"):
-        folder = teacher_folder(Namespace(**vars(config) | {"experiment_dir": flags.experiment_dir}))
+        folder = folder_of_teacher(flags)
         found = {metric: saved_score(folder, spec.dev(), metric, config.tckpt) for metric in spec.metrics}
-        try:
-            lines.append(table_row("its teacher", Namespace(**read_json(folder / "config.json")), spec, found))
-        except UserError:
-            lines.append("| its teacher | | |" + " |" * len(spec.metrics))
+        lines.append(
+            table_row("its teacher", teacher, spec, found) if teacher else "| its teacher" + " |" * (3 + len(found))
+        )
     return "\n".join([*lines, table_row("this model", config, spec, values)])
 
 

@@ -1,6 +1,8 @@
 """Pre-trained BERTs: found by hub name or local folder, with a tokenizer that fits."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +12,81 @@ import transformers
 from transformers import BertConfig, BertModel
 
 from fine_tune.core.errors import UserError
+from fine_tune.core.files import sha256
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = {  # what holds the weights, whole or an index of parts: all the files that belong to it
+    "model.safetensors": "model.safetensors",
+    "model.safetensors.index.json": "model-*-of-*.safetensors",
+    "pytorch_model.bin": "pytorch_model.bin",
+    "pytorch_model.bin.index.json": "pytorch_model-*-of-*.bin",
+}
+COMPUTED = {  # settings of config.json that change what a BERT computes, and the value that models/encoder.py computes
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+}
+PADDED = 8, 128  # rows of embeddings beyond the vocabulary: to a multiple of the first, fewer than the second
 
 
 @dataclass
 class Pretrained:
-    """A pre-trained BERT in a local folder; `source` is how messages call it."""
+    """A pre-trained BERT in a local folder; `source` is how messages call it, `notes` what loading its weights found.
+
+    `source` begins every UserError.
+    """
 
     source: str
     folder: Path
     config: BertConfig
     tokenizer: Any
+    notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def info(self) -> dict[str, str]:
-        """Return what a run's config.json says of where it started: the commit of a hub model, of a folder nothing."""
-        return {"ptrain_commit": self.folder.name} if self.folder.parent.name == "snapshots" else {}
+        """Return what a run's config.json says of where it started: its weights' checksum, and a hub model's commit."""
+        name = next(name for name in WEIGHT_FILES if (self.folder / name).is_file())
+        digests = [sha256(path) for path in sorted(self.folder.glob(WEIGHT_FILES[name]))]
+        whole = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        commit = {"ptrain_commit": self.folder.name} if self.folder.parent.name == "snapshots" else {}
+        return {"ptrain_sha256": whole} | commit
+
+    def require_fit(self, max_seq_len: int, pairs: bool) -> None:
+        """Raise UserError unless it reads so many word pieces, and of two texts if there are `pairs`."""
+        longest = self.config.max_position_embeddings
+        if max_seq_len > longest:
+            raise UserError(f"--max_seq_len {max_seq_len}: {self.source} reads at most {longest} word pieces")
+        if pairs and self.config.type_vocab_size < 2:
+            raise UserError(f"{self.source}: has type_vocab_size 1, but the task has pairs of texts, which need 2")
 
     def encoder(self) -> BertModel:
-        """Load the weights in fp32; raises UserError when one is missing or has another shape."""
+        """Load the weights in fp32; raises UserError when one is missing, has another shape or would not be used.
+
+        A pooler that is missing, as in a masked language model, starts at random.
+        """
         quiet_transformers()
         try:
             # The checkpoint's own precision would otherwise decide ours.
             encoder, info = BertModel.from_pretrained(self.folder, dtype=torch.float32, output_loading_info=True)
         except Exception as error:  # the library raises a dozen kinds for a damaged file
             raise UserError(f"{self.source}: the weights in {self.folder} cannot be loaded ({error})") from error
-        bad = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+        poolers = {key for key in info["missing_keys"] if key.startswith("pooler.")}
+        bad = sorted(info["missing_keys"] - poolers) + sorted(str(key) for key in info["mismatched_keys"])
         if bad:
             raise UserError(f"{self.source}: {self.folder} lacks {len(bad)} of BERT's weights, {bad[0]} first")
+        over = sorted(key.removeprefix("bert.") for key in info["unexpected_keys"] if not key.endswith("position_ids"))
+        own = [key for key in over if key.startswith(("encoder.", "embeddings.", "pooler."))]
+        if own:
+            raise UserError(f"{self.source}: {self.folder} holds {own[0]}, which a BERT does not compute with")
+        if poolers:
+            self.notes.append(f"note: {self.source} has no pooler; a new one starts at random")
+        if any(key.startswith("classifier.") for key in over):
+            self.notes.append(
+                f"note: {self.source} is a fine-tuned classifier, whose head is left out for a new one; "
+                f"to take it as it is: python -m fine_tune.import_teacher --from {self.folder}"
+            )
         return encoder
 
 
@@ -56,9 +103,9 @@ def find_pretrained(ptrain_ver: str, source: str) -> Pretrained:
     """
     quiet_transformers()
     folder = Path(ptrain_ver) if Path(ptrain_ver).is_dir() else download(ptrain_ver, source)
-    for wanted in (("config.json",), TOKENIZER_FILES, WEIGHT_FILES):
-        if not any((folder / name).is_file() for name in wanted):
-            raise UserError(f"{source}: {folder} holds no {' or '.join(wanted)}")
+    absent = missing_files(folder)
+    if absent:
+        raise UserError(f"{source}: {folder} holds no {absent}")
     try:
         values = BertConfig.get_config_dict(folder)[0]
         config = BertConfig.from_dict(values)
@@ -66,52 +113,103 @@ def find_pretrained(ptrain_ver: str, source: str) -> Pretrained:
         raise UserError(f"{source}: {folder / 'config.json'} cannot be read ({error})") from error
     if values.get("model_type", "bert") != "bert":
         raise UserError(f"{source}: {folder} holds a {values['model_type']} model; only BERT models can be teachers")
+    for name, value in COMPUTED.items():
+        if values.get(name, value) != value:
+            raise UserError(
+                f"{source}: {folder / 'config.json'} has {name} {values[name]}; only {value} is computed here"
+            )
     return Pretrained(source, folder, config, load_tokenizer(folder, config.vocab_size, source))
+
+
+def missing_files(folder: Path) -> str:
+    """Return what a model's folder lacks, "" if nothing."""
+    kinds = (("config.json",), TOKENIZER_FILES, ("model.safetensors", "pytorch_model.bin"))
+    kept = {name.removesuffix(".index.json") for name in WEIGHT_FILES if (folder / name).is_file()}
+    for wanted in kinds:
+        if not any(name in kept or (folder / name).is_file() for name in wanted):
+            return " or ".join(wanted)
+    return ""
 
 
 def download(name: str, source: str) -> Path:
     """Return the local copy of a hub model: the cache's if it is whole, so that a second run needs no network."""
     repository, _, revision = name.partition("@")
     wanted = ["config.json", "tokenizer_config.json", "special_tokens_map.json", *TOKENIZER_FILES]
+    problem: Exception | None = None
+    folder = None
     for offline in (True, False):
-        for weights in WEIGHT_FILES:
+        for weights, parts in WEIGHT_FILES.items():
             try:
                 folder = huggingface_hub.snapshot_download(
                     repository,
                     revision=revision or None,
-                    allow_patterns=[*wanted, weights],
+                    allow_patterns=[*wanted, weights, parts],
                     local_files_only=offline,
                 )
             except Exception as error:  # unknown name, no network, no permission: each of its own kind
                 problem = error
                 break
-            if (Path(folder) / weights).is_file():
+            if not missing_files(Path(folder)):
                 return Path(folder)
+    cure = "check the name and the network, or give a folder that holds the model"
+    if folder and not problem:
+        raise UserError(f"{source}: what could be had of it holds no {missing_files(Path(folder))}; {cure}")
+    kind = type(problem).__name__
     raise UserError(
-        f"{source}: is neither a local folder nor a model that could be had from the hub "
-        f"({type(problem).__name__}); check the name and the network, or give a folder that holds the model"
+        f"{source}: is neither a local folder nor a model that could be had from the hub ({kind}); {cure}"
     ) from problem
 
 
 def load_tokenizer(folder: Path, vocab_size: int, source: str) -> Any:
-    """Load the tokenizer in `folder`; raises UserError unless it has `vocab_size` word pieces and its case is theirs.
+    """Load the tokenizer in `folder` of a model with `vocab_size` embeddings.
 
-    The library makes a tokenizer of five words from a folder without a vocabulary, and every text becomes [UNK].
+    Raises UserError unless its word pieces are the model's, in their case, and it puts texts together as BERT reads
+    them. The library makes a tokenizer of five words from a folder without a vocabulary, and every text becomes [UNK].
     """
     quiet_transformers()
+    same = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        found = len(tokenizer) if tokenizer.is_fast else 0
+        # The config says BERT where neither the folder's config.json nor its tokenizer_config.json does.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=BertConfig(), **same)
+        if not tokenizer.is_fast and type(tokenizer).__name__.startswith("BertTokenizer"):
+            tokenizer = transformers.BertTokenizerFast.from_pretrained(folder, **same)
     except Exception as error:  # whatever the library makes of damaged tokenizer files
         raise UserError(f"{source}: the tokenizer in {folder} cannot be loaded ({error})") from error
-    if found != vocab_size:
-        raise UserError(f"{source}: the vocabulary in {folder} has {found} entries, but the model needs {vocab_size}")
+    problem = tokenizer_problem(tokenizer, vocab_size)
+    if problem:
+        raise UserError(f"{source}: the tokenizer in {folder} {problem}")
+    return tokenizer
+
+
+def tokenizer_problem(tokenizer: Any, vocab_size: int) -> str:
+    """Return why a tokenizer does not fit a BERT with `vocab_size` embeddings, "" if it does."""
+    if not tokenizer.is_fast:
+        return f"is a {type(tokenizer).__name__}, without a fast version (tokenizer.json), which is needed here"
+    found, (multiple, most) = len(tokenizer), PADDED
+    padded = vocab_size % multiple == 0 and 0 < vocab_size - found < most
+    if found != vocab_size and not padded:
+        return f"has {found} entries, but the model needs {vocab_size}"
+    if max(tokenizer.get_vocab().values()) >= vocab_size:
+        return f"has entries beyond the model's {vocab_size}"
     if lowers_cased_words(tokenizer):
         cure = 'a tokenizer_config.json with {"do_lower_case": false} beside it, as the model came with'
-        raise UserError(
-            f"{source}: the vocabulary in {folder} is cased, but its tokenizer lower-cases all texts; it needs {cure}"
-        )
-    return tokenizer
+        return f"lower-cases all texts, but its vocabulary is cased; it needs {cure}"
+    if not joins_as_bert(tokenizer):
+        cure = "vocab.txt alone, without tokenizer.json, is read as BERT's"
+        return f"does not give [CLS] text [SEP] and [CLS] text [SEP] text [SEP] with segments 0 and 1; {cure}"
+    return ""
+
+
+def joins_as_bert(tokenizer: Any) -> bool:
+    """Tell whether a text, and a pair, get BERT's special tokens and segments."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    plain = backend.encode("a", add_special_tokens=False).ids
+    alone, pair = backend.encode("a"), backend.encode("a", "a")
+    segments = [0] * (len(plain) + 2) + [1] * (len(plain) + 1)
+    return (alone.ids, pair.ids, pair.type_ids) == (cls + plain + sep, cls + plain + sep + plain + sep, segments)
 
 
 def lowers_cased_words(tokenizer: Any) -> bool:

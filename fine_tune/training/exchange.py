@@ -73,9 +73,7 @@ def import_teacher(flags: Namespace) -> None:
     """Make a teacher's run with one checkpoint, 0, of a fine-tuned classifier of transformers."""
     spec, name = task_spec(flags), getattr(flags, "from")
     found = find_pretrained(name, f"--from {name}")
-    longest = found.config.max_position_embeddings
-    if flags.max_seq_len > longest:
-        raise UserError(f"--max_seq_len {flags.max_seq_len}: {found.source} reads at most {longest} word pieces")
+    found.require_fit(flags.max_seq_len, spec.reads_pairs)
     device = distributed.select_devices(flags)["device_id"]
     choose_threads(found.config.hidden_size)
     model = hub.load_library(found, spec).to(device)

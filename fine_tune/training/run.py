@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from fine_tune.cli import runs
+from fine_tune.cli.parser import program
 from fine_tune.cli.runs import SavedConfig
 from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite, UserError
@@ -89,7 +90,7 @@ def make_run_config(flags: Namespace, **facts: Any) -> Namespace:
         "threads": torch.get_num_threads(),
     }
     labels = list(task_spec(flags).labels)
-    return Namespace(**kept, labels=labels, **facts, ranks=distributed.WORLD_SIZE, versions=versions)
+    return Namespace(**kept, program=program(), labels=labels, **facts, ranks=distributed.WORLD_SIZE, versions=versions)
 
 
 def load_split(flags: Namespace, tokenizer: Any) -> tuple[Tokens, str]:

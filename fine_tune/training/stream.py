@@ -57,7 +57,7 @@ def open_lines(path: str) -> Iterable[bytes]:
 
 def read_lines(lines: Iterable[bytes], source: str, spec: TaskSpec) -> Iterator[Example]:
     """Yield an example for every line: one text, or two with a TAB between them, as the task reads."""
-    texts = 1 if spec.splits["train"].pair is None else 2
+    texts = 1 + spec.reads_pairs
     for number, line in enumerate(lines, start=1):
         try:
             columns = line_text(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).split("\t")
