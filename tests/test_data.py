@@ -2,12 +2,13 @@
 
 import os
 import random
+import resource
 import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any, Never
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers import BertTokenizer
 
 from fine_tune.cli.runs import data_file
 from fine_tune.core.errors import UserError
@@ -22,6 +24,7 @@ from fine_tune.core.files import sha256
 from fine_tune.data import tokens as token_arrays
 from fine_tune.data.layout import full
 from fine_tune.data.tasks import TASKS, Split, TaskSpec
+from fine_tune.data.tokens import Tokens
 from fine_tune.data.tsv import Example, read_examples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,8 +202,17 @@ BLANK = "blank line inside the file; remove it"
 SCORE = "score {} is not a number from 0 to 5"
 
 
+MEANING = {  # of the columns, by their number: SST-2, a test split, RTE, QQP, MNLI
+    2: "text in 1, label in 2",
+    3: "text in 2, second text in 3",
+    4: "text in 2, second text in 3, label in 4",
+    6: "text in 4, second text in 5, label in 6",
+    12: "text in 9, second text in 10, label in 12",
+}
+
+
 def counted(found: int, wanted: int) -> str:
-    return f"has {found} columns instead of {wanted}, separated by TAB"
+    return f"has {found} columns instead of {wanted}, separated by TAB: {MEANING[wanted]}"
 
 
 def tsv(task: str, split: str, *labels: str, header: bool = True) -> bytes:
@@ -472,6 +484,66 @@ def test_truncation_by_hand(tmp_path: Path, first: int, second: int, kept: tuple
     assert batch.input_ids.tolist() == [[ids[word] for word in words] + [ids["[PAD]"]] * padding]
     assert batch.token_type_ids.tolist() == [[0] * (kept[0] + 2) + [1] * (kept[1] + 1) + [0] * padding]
     assert batch.attention_mask.long().tolist() == [[1] * len(words) + [0] * padding]
+
+
+def by_library(backend: Any, examples: list[Example], length: int) -> list[list[int]]:
+    """Return the ids that the library's own `longest_first` leaves."""
+    backend.enable_truncation(length, strategy="longest_first")
+    found = [e.ids for e in backend.encode_batch([e.text if e.pair is None else (e.text, e.pair) for e in examples])]
+    backend.no_truncation()
+    return found
+
+
+def ids_of(tokens: Tokens) -> list[list[int]]:
+    return [tokens.ids[start:end].tolist() for start, end in pairwise(tokens.offsets)]
+
+
+@pytest.mark.parametrize("length", [8, 9, 11])
+def test_every_pair_of_lengths_is_cut_as_by_the_library(tmp_path: Path, length: int) -> None:
+    backend = make_tokenizer(tmp_path).backend_tokenizer
+    examples = [Example("cat " * n, "dog " * m, 0) for n in range(length + 4) for m in range(length + 4)]
+    found = token_arrays.tokenise(examples, backend, length, False)
+    assert ids_of(found) == by_library(backend, examples, length)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data")
+@pytest.mark.parametrize("task", ["qqp", "rte", "mrpc", "stsb", "sst2"])
+def test_real_texts_are_cut_as_by_the_library(task: str) -> None:
+    vocabulary = str(SHARED / "bert-base-uncased-vocab.txt")
+    backend = BertTokenizer(vocabulary).backend_tokenizer
+    split = TASKS[task].splits["train"]
+    examples = read_examples(data_file(Namespace(data_dir=str(SHARED)), split), TASKS[task], split)[:3000]
+    for length in (32, 128):
+        found = token_arrays.tokenise(examples, backend, length, not TASKS[task].labels)
+        assert ids_of(found) == by_library(backend, examples, length)
+
+
+def test_two_long_texts_take_no_more_than_their_length(tmp_path: Path) -> None:
+    """The library pairs all pieces of one with all of the other: 5.7 GB for texts of 4,000 words."""
+    backend = make_tokenizer(tmp_path).backend_tokenizer
+    example = Example("cat " * 20_000, "dog " * 20_000, 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = token_arrays.tokenise([example], backend, 8, False)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    assert found.lengths().tolist() == [8]
+
+
+def test_texts_are_taken_by_their_size_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_arrays, "CHUNK", 3)
+    monkeypatch.setattr(token_arrays, "CHARACTERS", 10)
+    sizes = [1, 1, 1, 1, 9, 12, 1, 1]
+    examples = [Example("x" * size, None, 0) for size in sizes]
+    found = [[len(e.text) for e in chunk] for chunk in token_arrays.chunks(examples)]
+    assert found == [[1, 1, 1], [1, 9], [12], [1, 1]]
+
+
+def test_a_field_that_was_once_many_lines_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path / "f.tsv", sst2("a" * 100_000, "b" * 100_001))
+    with pytest.raises(
+        UserError, match=":3: holds a text of 100,001 characters, more than 100,000; is a line end miss"
+    ):
+        read(path, "sst2")
+    assert len(read(put(tmp_path / "f.tsv", sst2("a" * 100_000)), "sst2")[0].text) == 100_000
 
 
 def test_labels_are_ids_scores_or_zeros(tmp_path: Path) -> None:

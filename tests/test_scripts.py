@@ -406,6 +406,6 @@ def test_a_broken_data_file_writes_nothing(root: Path) -> None:
     before = snapshot(root)
     code, _, said = Process("run_lad_distil", **tiny.student_flags(root)).wait()
     assert code == 2
-    expected = f"{path}:23: has 3 columns instead of 6, separated by TAB"
+    expected = f"{path}:23: has 3 columns instead of 6, separated by TAB: text in 4, second text in 5, label in 6"
     assert said == f"run_lad_distil.py: error: {expected}\n"
     assert snapshot(root) == before

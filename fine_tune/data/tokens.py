@@ -22,7 +22,7 @@ from fine_tune.data.tasks import Split, TaskSpec
 from fine_tune.data.tsv import Example, read_examples
 
 CACHE_FORMAT = "2"  # part of the key: raise it whenever the arrays change their meaning
-CHUNK = 4096  # texts tokenised at a time
+CHUNK, CHARACTERS = 4096, 4_000_000  # most examples, and about the most characters, tokenised at a time
 
 
 @dataclass
@@ -133,22 +133,57 @@ def read_cache(path: Path, key: str) -> Tokens | None:
 
 
 def tokenise(examples: list[Example], backend: Any, max_seq_len: int, regression: bool) -> Tokens:
-    """Turn texts into token arrays; pairs are truncated as the library's `longest_first` does."""
-    backend.enable_truncation(max_seq_len, strategy="longest_first")
+    """Turn texts into token arrays; pairs are truncated as the library's `longest_first` does.
+
+    Each text is cut into word pieces on its own: of the library's truncation of a pair, time and memory grow with the
+    square of its length.
+    """
+    cls, sep = backend.encode("").ids
     ids, lengths, first = [], [], []
     with tqdm(total=len(examples), desc="tokenising", unit="ex", disable=len(examples) < CHUNK) as progress:
-        for start in range(0, len(examples), CHUNK):
-            chunk = examples[start : start + CHUNK]
-            encodings = backend.encode_batch([e.text if e.pair is None else (e.text, e.pair) for e in chunk])
-            ids.append(np.concatenate([np.array(e.ids, np.int32) for e in encodings]))
-            lengths.extend(len(e) for e in encodings)
-            first.extend(e.type_ids.count(0) for e in encodings)
+        for chunk in chunks(examples):
+            sides = [[e.text for e in chunk], [e.pair for e in chunk]][: 1 if chunk[0].pair is None else 2]
+            pieces = [backend.encode_batch_fast(side, add_special_tokens=False) for side in sides]
+            counts = np.array([list(map(len, side)) for side in pieces])
+            kept = longest_first(counts, max_seq_len - 1 - len(sides))
+            for texts, limits in zip(zip(*pieces, strict=True), kept.T.tolist(), strict=True):
+                own = [cls]
+                for text, limit in zip(texts, limits, strict=True):
+                    own += [*text.ids[:limit], sep]
+                ids.append(np.array(own, np.int32))
+            lengths.append(kept.sum(0) + 1 + len(sides))
+            first.append(kept[0] + 2)
             progress.update(len(chunk))
             interrupt.poll()
-    backend.no_truncation()
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
     labels = np.array([e.label or 0 for e in examples], np.float32 if regression else np.int64)
-    return Tokens(np.concatenate(ids), offsets, np.array(first, np.int32), labels)
+    return Tokens(np.concatenate(ids), offsets, np.concatenate(first).astype(np.int32), labels)
+
+
+def chunks(examples: list[Example]) -> Iterator[list[Example]]:
+    """Yield all examples, some at a time: at most CHUNK, or what makes up CHARACTERS."""
+    start = size = 0
+    for index, example in enumerate(examples, 1):
+        size += len(example.text) + len(example.pair or "")
+        if index - start == CHUNK or size >= CHARACTERS or index == len(examples):
+            yield examples[start:index]
+            start, size = index, 0
+
+
+def longest_first(counts: np.ndarray, room: int) -> np.ndarray:
+    """Return how many of `counts` (T, n) word pieces of n examples of T = 1 or 2 texts are kept, to fit into `room`.
+
+    The longer text is cut to the length of the other, then both alike; of an odd rest the second text gets more, unless
+    it was the shorter one.
+    """
+    if len(counts) == 1:
+        return np.minimum(counts, room)
+    first, second = counts
+    shorter = np.minimum(first, second)
+    both = 2 * shorter > room
+    low = np.where(both, room // 2, shorter)
+    high = np.minimum(np.maximum(first, second), room - low)
+    return np.where(first <= second, [low, high], [high, low])
 
 
 # --- order ------------------------------------------------------------------------------------------------------------

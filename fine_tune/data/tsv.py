@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import Split, TaskSpec
 
+LONGEST = 100_000  # characters of a field: what is longer was once many lines
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 
 
@@ -55,7 +56,9 @@ def line_columns(line: bytes, split: Split) -> list[str]:
     if columns == [""]:
         raise ValueError("blank line inside the file; remove it")
     if len(columns) != split.columns:
-        raise ValueError(f"has {len(columns)} columns instead of {split.columns}, separated by TAB")
+        named = {"text": split.text, "second text": split.pair, "label": split.label}
+        wanted = ", ".join(f"{name} in {number + 1}" for name, number in named.items() if number is not None)
+        raise ValueError(f"has {len(columns)} columns instead of {split.columns}, separated by TAB: {wanted}")
     return columns
 
 
@@ -68,6 +71,10 @@ def line_text(line: bytes) -> str:
         raise ValueError(f"is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1})") from error
     if "\0" in text:
         raise ValueError("holds a NUL byte; the file is damaged")
+    if len(text) > LONGEST:
+        longest = max(map(len, text.split("\t")))
+        if longest > LONGEST:
+            raise ValueError(f"holds a text of {longest:,} characters, more than {LONGEST:,}; is a line end missing?")
     return text
 
 
