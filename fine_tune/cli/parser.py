@@ -1,7 +1,6 @@
 """The parser that reports all problems of a command together, and what a script's end looks like to a user."""
 
 import argparse
-import os
 import re
 import signal
 import sys
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 from fine_tune.cli.checks import Check, require
 from fine_tune.cli.flags import REQUIRED, Flag, FlagGroup
-from fine_tune.core import interrupt, threads, torchrun
+from fine_tune.core import interrupt, output, threads, torchrun
 from fine_tune.core.errors import Stop, UserError
 
 NO_VALUE = object()
@@ -156,6 +155,7 @@ def parse(
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call a script's main; a Stop becomes one line `<script>: error: <message>` and its exit code."""
+    output.prepare()
     interrupt.listen()
     note = threads.prepare()  # before main imports torch
     if note and torchrun.is_main_process():
@@ -165,7 +165,6 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             main()
             sys.stdout.flush()
         except BrokenPipeError:  # who reads, as head does, has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
         except ModuleNotFoundError as error:
             raise missing_package(error) from error

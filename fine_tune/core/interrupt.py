@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT as a request to stop at the next good moment; a second one ends the process at once.
+"""SIGTERM, SIGINT and SIGHUP as a request to stop at the next good moment; a second one ends the process at once.
+
+A signal that the caller had ignored, as nohup does with SIGHUP, stays ignored. SIGHUP is no second request: a terminal
+that closes may send it twice.
 
 Under torchrun a rank may hear one request several times: from the cluster, and from torchrun, which passes its own on
 and grants GRACE seconds before it kills. What comes within these is no second request.
@@ -14,7 +17,7 @@ from fine_tune.core.errors import Stop
 
 GRACE = 30.0
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 received: list[int] = []  # numbers of the signals that came since `listen`, here or to another process of the run
 caught: list[float] = []  # when those came that came here, in seconds
 
@@ -32,13 +35,14 @@ class Interrupted(Stop):
 def listen() -> None:
     """From now on note the signals instead of dying from them."""
     for number in SIGNALS:
-        signal.signal(number, note)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, note)
 
 
 def note(number: int, _: FrameType | None) -> None:
     """Remember the first signal; leave at once on the second."""
     now = time.monotonic()
-    if caught and not (torchrun.VARIABLES and now - caught[0] < GRACE):
+    if caught and number != signal.SIGHUP and not (torchrun.VARIABLES and now - caught[0] < GRACE):
         os._exit(128 + number)
     caught.append(now)
     received.append(number)

@@ -1,0 +1,98 @@
+"""A run outlives whoever reads what it says."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fine_tune.core import output
+from tests import tiny
+from tests.interruptions import in_child, in_step
+
+
+def close_both() -> None:
+    os.close(1), os.close(2)
+    sys.stdout = sys.stderr = None
+
+
+def nobody_reads(number: int) -> None:
+    """Make the stream `number` a pipe whose reader is gone."""
+    read, write = os.pipe()
+    os.dup2(write, number)
+    os.close(read)
+
+
+def full(number: int) -> None:
+    """Make the stream `number` a full disk."""
+    os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+
+
+LOSSES: dict[str, Callable[[], object]] = {
+    "both closed": close_both,
+    "nobody reads errors": lambda: nobody_reads(2),
+    "nobody reads anything": lambda: (nobody_reads(1), nobody_reads(2)),
+    "a full disk": lambda: full(2),
+}
+
+
+def with_streams(lose: Callable[[], object], action: Callable[[], None]) -> tuple[int, str]:
+    """Call `action` as a script's main in a process whose streams are lost; return its exit status and stderr."""
+    prepare = output.prepare
+
+    def lost() -> None:
+        sys.stdout = open(1, "w", closefd=False)  # pytest's own is no file
+        lose()
+        prepare()
+
+    return in_child(action, (output, "prepare", lost))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_training_goes_on_without_a_reader(root: Path, name: str) -> None:
+    def train(experiment: str) -> None:
+        tiny.run_script("run_pkd_distill", **tiny.student_flags(root, experiment=experiment))
+
+    train("heard")
+    assert with_streams(LOSSES[name], lambda: train("silent")) == (0, "")
+    heard, silent = (tiny.load(root / "runs" / f"{run}_bert_qqp" / "model-8.pt") for run in ("heard", "silent"))
+    assert heard.keys() == silent.keys() and all(heard[key].equal(silent[key]) for key in heard)
+
+
+def test_results_that_cannot_be_written_are_an_error(root: Path) -> None:
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
+    code, said = with_streams(lambda: full(1), lambda: tiny.run_script("run_fine_tune_eval", **flags))
+    assert code == 2
+    assert said.splitlines()[-1].endswith("error: standard output cannot be written (No space left on device)")
+    assert (root / "runs" / "teacher_bert_qqp" / "eval-dev.json").is_file()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_terminal_that_closes_stops_in_good_order(root: Path, times: int) -> None:
+    """It may send its signal twice, and takes standard error along."""
+    step = in_step(5, number=signal.SIGHUP)
+
+    def train() -> None:
+        if times == 2:
+            os.kill(os.getpid(), signal.SIGHUP)
+        tiny.run_script("run_pkd_distill", **tiny.student_flags(root, accum_step=2))
+
+    code, said = in_child(train, step)
+    assert code == 129
+    assert "stopped: SIGHUP: saved after step " in said
+    assert (root / "runs" / "student_bert_qqp" / "state.pt").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_the_caller_ignores_stays_ignored(root: Path, number: int) -> None:
+    """As nohup and a shell's background do."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        flags = tiny.student_flags(root, accum_step=2)
+        code, said = in_child(lambda: tiny.run_script("run_pkd_distill", **flags), in_step(5, number=number))
+    finally:
+        signal.signal(number, before)
+    assert code == 0, said
+    assert (root / "runs" / "student_bert_qqp" / "model-8.pt").is_file()
