@@ -26,6 +26,7 @@ from fine_tune.cli.evaluations import (
 from fine_tune.cli.runs import is_finished, last_written, log_folder, own_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_write, sha256, waiting_lock, write_json
+from fine_tune.core.memory import needs_memory
 from fine_tune.data.logits import read_logits, write_logits
 from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.models.bert import BertClassifier
@@ -36,6 +37,7 @@ from fine_tune.training.scoring import METRICS, leaderboard_values, predict, pre
 from fine_tune.training.similarity import draw_similarity
 
 
+@needs_memory("in evaluation; what was scored stays")
 def evaluate(flags: Namespace) -> None:
     """Score every checkpoint from --ckpt on, ascending, and report on the console, in tensorboard and as JSON.
 
@@ -223,6 +225,7 @@ def sole_prediction(row: Row, labels: tuple[str, ...]) -> str:
     return there[0] if len(there) == 1 else ""
 
 
+@needs_memory("in prediction; nothing was written")
 def write_predictions(flags: Namespace) -> None:
     """Write the predictions of one checkpoint in the leaderboard's form: index, TAB, prediction."""
     folder = own_folder(flags)

@@ -410,7 +410,7 @@ def test_limits_that_are_allowed(desk: Desk) -> None:
             **{"mu": "0", "soft_weight": "0", "hard_weight": "0.0", "weight_decay": "0", "gate_weight_decay": "0"},
             **{"dropout": "0", "beta1": "0", "gate_beta2": "0", "seed": "0", "tckpt": "1", "eps": "1e-30"},
             **{"total_step": "1", "warmup_step": "1", "ckpt_step": "1", "log_step": "1"},
-            **{"accum_step": "8", "batch_size": "8", "num_hidden_layers": "12", "softmax_temp": "1e3"},
+            **{"accum_step": "8", "batch_size": "8", "num_hidden_layers": "12", "softmax_temp": "199.9"},
         )
     )
     assert (found.mu, found.dropout, found.beta1, found.seed, found.warmup_step) == (0, 0, 0, 0, 1)
@@ -455,8 +455,10 @@ WRONG = [
     ("gate_lr", "nan", ABOVE_0),
     ("eps", "0", ABOVE_0),
     ("gate_eps", "-1", ABOVE_0),
-    ("softmax_temp", "0", ABOVE_0),
-    ("softmax_temp", "inf", ABOVE_0),
+    ("softmax_temp", "0", f"{ABOVE_0} and < 200"),
+    ("softmax_temp", "inf", f"{ABOVE_0} and < 200"),
+    ("softmax_temp", "1e155", f"{ABOVE_0} and < 200"),
+    ("d_ff", "100000000000000", f"{count(1)} and < 1000000"),
     ("max_norm", "0", ABOVE_0),
     ("max_norm", "inf", ABOVE_0),
     ("gate_max_norm", "-1", ABOVE_0),
@@ -495,11 +497,11 @@ WRONG = [
     ("device_id", "cuda:0", count(-1)),
     ("tdevice_id", "cpu", count(-1)),
     ("gate_device_id", "0.0", count(-1)),
-    ("d_model", "0", count(1)),
-    ("d_ff", "-3072", count(1)),
-    ("num_attention_heads", "0", count(1)),
-    ("num_hidden_layers", "0", count(1)),
-    ("type_vocab_size", "0", count(1)),
+    ("d_model", "0", f"{count(1)} and < 1000000"),
+    ("d_ff", "-3072", f"{count(1)} and < 1000000"),
+    ("num_attention_heads", "0", f"{count(1)} and < 1000000"),
+    ("num_hidden_layers", "0", f"{count(1)} and < 1000000"),
+    ("type_vocab_size", "0", f"{count(1)} and < 1000000"),
     ("d_emb", "none", count(1)),
     ("pad_loss", "none", "must be one of all, masked, sampled"),
     ("pad_samples", "0", count(1)),
@@ -608,7 +610,8 @@ def test_a_missing_checkpoint_number_is_named(desk: Desk) -> None:
 @pytest.mark.parametrize("word", ["stray", "--bogus=3", "-lr", "--Lr=1"])
 def test_a_word_that_is_no_flag_is_named(desk: Desk, word: str) -> None:
     desk.run()
-    assert complaint(lad, [*desk.distilling(), word]) == f"{word!r}: is no flag of this script (see -h)"
+    hint = " (did you mean --lr?)" if "lr" in word.lower() else ""
+    assert complaint(lad, [*desk.distilling(), word]) == f"{word!r}: is no flag of this script (see -h){hint}"
 
 
 def test_the_value_of_a_strange_flag_is_not_strange_too(desk: Desk) -> None:
@@ -902,7 +905,12 @@ def test_a_teacher_that_is_not_there(desk: Desk) -> None:
 
 def test_a_teachers_checkpoint_that_is_not_there(desk: Desk) -> None:
     folder = desk.run(step=3)
-    assert complaint(lad, desk.distilling()) == f"--tckpt 1: {folder / 'model-1.pt'} does not exist"
+    assert complaint(lad, desk.distilling()) == f"--tckpt 1: {folder / 'model-1.pt'} does not exist (there are 3)"
+    (folder / "model-3.pt").rename(folder / "model-20.pt")
+    for step in range(20):
+        (folder / f"model-{20 * (step + 1)}.pt").touch()
+    assert complaint(lad, desk.distilling()).endswith(" does not exist (there are 20, from 20 to 400)")
+    (folder / "model-3.pt").touch()
     assert lad(desk.distilling(tckpt="3")).tckpt == 3
 
 
@@ -972,7 +980,17 @@ def test_a_checkpoint_to_predict_with_that_is_not_there(desk: Desk) -> None:
     """It takes no torch to see that a file is missing, so it is said with the other problems, at once."""
     folder = desk.run(step=3)
     message = complaint(predict, desk.evaluating(ckpt="1"))
-    assert message.startswith(f"--ckpt 1: {folder / 'model-1.pt'} does not exist")
+    assert message.startswith(f"--ckpt 1: {folder / 'model-1.pt'} does not exist (there are 3)")
+    (folder / "state.pt").touch()
+    message = complaint(predict, desk.evaluating(ckpt="1"))
+    assert message.endswith("does not exist (there are 3, and the run has not come to its end)")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("boss_bert_qqp", "boss"), ("bos", "boss"), ("nothing", "")])
+def test_the_run_that_was_meant_is_named(desk: Desk, name: str, meant: str) -> None:
+    desk.run()
+    message = complaint(evaluate, desk.evaluating(experiment=name))
+    assert message.endswith(f"--experiment_dir)? (did you mean {meant}?)" if meant else "--experiment_dir)?")
 
 
 def test_the_best_checkpoint(desk: Desk) -> None:
@@ -1029,7 +1047,7 @@ def test_problems_with_a_teacher_come_together(desk: Desk) -> None:
         [
             f"--mu '-1': {FROM_0}",
             "--num_attention_heads 9: must divide --d_model 384",
-            f"--tckpt 1: {folder / 'model-1.pt'} does not exist",
+            f"--tckpt 1: {folder / 'model-1.pt'} does not exist (there are 3)",
             "--num_hidden_layers 5: must divide the teacher's 12 layers",
             "--d_model 384: must be the teacher's 768",
             "--d_ff 1: must be the teacher's 3072 unless --student_init random",

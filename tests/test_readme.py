@@ -125,7 +125,7 @@ def test_the_walk_through_is_the_seeds() -> None:
     def as_set(words: list[str]) -> tuple[str, frozenset]:
         return words[0], frozenset(zip(words[1::2], words[2::2], strict=True))
 
-    there = {as_set(words) for words in README}
+    there = {as_set(words) for words in README if len(words) % 2}  # others have more than flags
     for words in wanted:
         assert as_set(words) in there, " ".join(words)
 
@@ -143,11 +143,12 @@ def has_checkpoint(run: Namespace, step: int) -> bool:
 
 
 def test_the_steps_follow_one_another() -> None:
-    downloaded, teacher, student, scored, predicted, exported = step_by_step()
+    downloaded, teacher, student, scored, predicted, submitted, exported, answered = step_by_step()
     assert downloaded.task == [teacher.task]
     assert (student.teacher_exp, student.tmodel, student.task) == (teacher.experiment, teacher.model, teacher.task)
     assert has_checkpoint(teacher, student.tckpt)
-    for reader in (scored, predicted, exported):
+    assert submitted.runs == [(predicted.experiment, predicted.ckpt)]
+    for reader in (scored, predicted, exported, answered):
         assert (reader.experiment, reader.model, reader.task) == (student.experiment, student.model, student.task)
     assert has_checkpoint(student, predicted.ckpt)
 

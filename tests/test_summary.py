@@ -39,7 +39,7 @@ def test_first_lines(root: Path, capsys: pytest.CaptureFixture) -> None:
     assert said[2] == f"teacher teacher, step 4: not evaluated: {command}"
     assert said[4] == "2 steps of 7 examples (1 x 7), 0.7 epochs; 1 thread"
     assert said[5].startswith("texts: 14 word pieces in the median; 42.9% fill --max_seq_len 16")
-    assert any(line.startswith("done: ") and "GiB on cpu at most" in line for line in said)
+    assert any(line.startswith("done: ") and "iB on cpu at most" in line for line in said)
 
 
 def test_a_weak_teacher_is_refused_unless_it_is_wanted(root: Path, capsys: pytest.CaptureFixture) -> None:

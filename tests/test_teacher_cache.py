@@ -113,12 +113,12 @@ def test_another_teacher_text_or_length_has_a_file_of_its_own(root: Path) -> Non
 
 
 def test_a_size_that_would_not_fit_is_said_and_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 4 * 21 * (2 + tiny.SEQ_LEN * 4 * 16) / 2**30
-    said = f"^--cache_teacher: the teacher's outputs take {size:.3g} GiB, but "
-    with pytest.raises(UserError, match=said + "--cache_limit is 1e-05; raise it, or leave --cache_teacher out$"):
+    kibibytes = 4 * 21 * (2 + tiny.SEQ_LEN * 4 * 16) / 2**10
+    said = f"^--cache_teacher: the teacher's outputs take {kibibytes:.3g} KiB, but "
+    with pytest.raises(UserError, match=said + "--cache_limit is 1e-05 GiB; raise it, or leave --cache_teacher out$"):
         losses(root, "lad", "--cache_teacher", cache_limit=1e-5)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Namespace(free=1000))
-    with pytest.raises(UserError, match=said + r".*/cache has 9\.31e-07 GiB left; make room, or leave"):
+    with pytest.raises(UserError, match=said + r".*/cache has 1,000 B left; make room, or leave"):
         losses(root, "lad", "--cache_teacher")
     assert not kept(root)
     assert not list((root / "runs").glob("lad*"))

@@ -14,7 +14,7 @@ from typing import Any
 
 from fine_tune.cli.evaluations import BEST, best_checkpoint
 from fine_tune.cli.flags import CACHE_LIMIT, PAD_SAMPLES
-from fine_tune.cli.runs import INHERITED, data_file, own_folder, read_run, read_teacher, teacher_folder
+from fine_tune.cli.runs import INHERITED, data_file, is_finished, own_folder, read_run, read_teacher, teacher_folder
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TASK_FILE, TASKS, own_tasks, task_spec
 
@@ -25,6 +25,8 @@ STUDENT_SIZES = {  # flags, and what they are called in a teacher's config.json
     "type_vocab_size": "type_vocab_size",
 }
 BERT_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "type_vocab_size": 2}
+
+MANY = 12  # checkpoints that are named one by one
 
 Check = Callable[[Namespace], Iterator[str]]
 Rule = Callable[[Namespace, int], Iterator[str]]  # what a method asks of its flags for a teacher of so many layers
@@ -194,8 +196,17 @@ def existing_checkpoint(flags: Namespace) -> Iterator[str]:
                 yield str(error)
         return
     path = own_folder(flags) / f"model-{flags.ckpt}.pt"
-    if (path.parent / "config.json").is_file() and not path.is_file():
-        yield f"--ckpt {flags.ckpt}: {path} does not exist"
+    if hasattr(flags, "run_config") and not path.is_file():
+        yield f"--ckpt {flags.ckpt}: {path} does not exist ({checkpoints_there(path.parent, flags.run_config)})"
+
+
+def checkpoints_there(folder: Path, config: Namespace) -> str:
+    """Return which checkpoints a run has, and whether more may come."""
+    steps = sorted(int(path.stem[6:]) for path in folder.glob("model-*.pt") if path.stem[6:].isdecimal())
+    there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+    if len(steps) > MANY:
+        there = f"there are {len(steps)}, from {steps[0]} to {steps[-1]}"
+    return there if is_finished(folder, config) else f"{there}, and the run has not come to its end"
 
 
 @needs("layers", "run_config", "experiment", "task", "experiment_dir")
@@ -237,7 +248,7 @@ def teacher_run(flags: Namespace) -> Iterator[str]:
     vars(flags).update(absent)
     path = teacher_folder(flags) / f"model-{flags.tckpt}.pt"
     if not path.is_file():
-        yield f"--tckpt {flags.tckpt}: {path} does not exist"
+        yield f"--tckpt {flags.tckpt}: {path} does not exist ({checkpoints_there(path.parent, teacher)})"
     expected = task_spec(flags).num_class
     if teacher.num_class != expected:
         found = f"{path.with_name('config.json')} says num_class {teacher.num_class}"

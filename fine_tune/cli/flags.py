@@ -14,6 +14,8 @@ from fine_tune.data.tasks import TASKS
 REQUIRED = object()
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"  # Python's own also takes 1_000 and other digits
 PAD_SAMPLES = 4  # the default of --pad_samples
+MOST = 10**6  # no size of a model comes near
+HOTTEST = 200  # softmax_temp: at 1000 the soft loss is 0.15 % off in fp32, at 200 below 0.01 %
 CACHE_LIMIT = 20  # the default of --cache_limit
 
 
@@ -47,13 +49,14 @@ FlagGroup = tuple[str, list[Flag]]
 # --- how a value is read ----------------------------------------------------------------------------------------------
 
 
-def integer(low: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers >= `low`."""
+def integer(low: int, high: int = 10**15) -> Callable[[str], int]:
+    """Return a reader of whole numbers >= `low` and < `high`."""
+    limit = f" and < {high}" if high < 10**15 else ""
 
     def read(text: str) -> int:
         value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,15}", text) else low - 1
-        if value < low:
-            raise ValueError(f"must be a whole number >= {low}")
+        if not low <= value < high:
+            raise ValueError(f"must be a whole number >= {low}{limit}")
         return value
 
     return read
@@ -161,6 +164,8 @@ def absolute(text: str) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError:
         raise ValueError("starts at the home folder of a user that is not known") from None
+    except FileNotFoundError:
+        raise ValueError("is relative to the current folder, which is gone; cd to one that is there") from None
 
 
 def path(text: str) -> str:
@@ -264,11 +269,11 @@ def student() -> FlagGroup:
     layers = "layers taken from the pre-trained model: every (L/N)-th, the first N, or none"
     embeddings = "embeddings: the pre-trained model's, or random as the authors' code leaves them"
     return "student", [
-        Flag("d_model", integer(1), "hidden size; must be the teacher's", falls_back="the teacher's"),
-        Flag("d_ff", integer(1), "size of the feed-forward layers", falls_back="the teacher's"),
-        Flag("num_attention_heads", integer(1), "attention heads; divides d_model", falls_back="the teacher's"),
-        Flag("num_hidden_layers", integer(1), "layers; divides the teacher's", "6"),
-        Flag("type_vocab_size", integer(1), "segment ids", falls_back="the teacher's"),
+        Flag("d_model", integer(1, MOST), "hidden size; must be the teacher's", falls_back="the teacher's"),
+        Flag("d_ff", integer(1, MOST), "size of the feed-forward layers", falls_back="the teacher's"),
+        Flag("num_attention_heads", integer(1, MOST), "attention heads; divides d_model", falls_back="the teacher's"),
+        Flag("num_hidden_layers", integer(1, MOST), "layers; divides the teacher's", "6"),
+        Flag("type_vocab_size", integer(1, MOST), "segment ids", falls_back="the teacher's"),
         Flag("student_init", choice("even", "first", "random"), layers, "even"),
         Flag("embedding_init", choice("pretrained", "random"), embeddings, "pretrained"),
         Flag("d_emb", integer(1), "accepted for old commands; has no effect", falls_back="not set"),
@@ -279,7 +284,7 @@ def objective() -> FlagGroup:
     """Weights of the losses; all distillers."""
     padding = "padding positions in the hidden-state loss: all, none, or a weighted sample (other numbers, much faster)"
     return "objective", [
-        Flag("softmax_temp", number(0, above=True), "temperature T of the soft targets", "1"),
+        Flag("softmax_temp", number(0, HOTTEST, above=True), "temperature T of the soft targets", "1"),
         Flag("soft_weight", number(0), "weight of the soft-target loss", "0.2"),
         Flag("hard_weight", number(0), "weight of the label loss", "0.8"),
         Flag("mu", number(0), "weight of the hidden-state loss", "1"),

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from fine_tune.cli.checks import Check, require
 from fine_tune.cli.flags import REQUIRED, Flag, FlagGroup
 from fine_tune.core import interrupt, output, threads, torchrun
-from fine_tune.core.errors import Stop, UserError
+from fine_tune.core.errors import Stop, UserError, nearest
 
 NO_VALUE = object()
 
@@ -145,7 +145,8 @@ def parse(
         # What stands behind the first flags, argparse leaves over.
         getattr(raw, flag.name).extend(word for word in strange if word[:1] != "-")
         strange = [word for word in strange if word[:1] == "-"]
-    problems = [f"{word!r}: is no flag of this script (see -h)" for word in strange]
+    known = [f"--{flag.name}" for _, own in groups for flag in own if not flag.positional]
+    problems = [f"{word!r}: is no flag of this script (see -h){nearest(word.split('=')[0], known)}" for word in strange]
     flags = Namespace(**vars(read_flags(raw, groups, problems)), **facts)
     for check in checks:
         problems.extend(check(flags))

@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fine_tune.core.errors import UserError
+from fine_tune.core.errors import UserError, nearest
 from fine_tune.core.files import read_json
 from fine_tune.data.tasks import Split, task_spec
 
@@ -67,7 +67,8 @@ def read_run(flag: str, folder: Path, flags: Namespace) -> Namespace:
         saved = read_json(path)
     except UserError as error:
         others = f"--{'tmodel' if flag == 'teacher_exp' else 'model'}, --task, --experiment_dir"
-        raise UserError(f"--{flag}: {error}; is this the run you meant (check {others})?") from None
+        hint = "" if os.path.exists(path) else nearest_run(folder, flags.task)
+        raise UserError(f"--{flag}: {error}; is this the run you meant (check {others})?{hint}") from None
     saved.setdefault("kind", "teacher" if "ptrain_ver" in saved else "student")
     missing = missing_keys(saved)
     if missing:
@@ -80,6 +81,18 @@ def read_run(flag: str, folder: Path, flags: Namespace) -> Namespace:
             f"--{flag}: {path}: has the labels {', '.join(labels)}, but {flags.task} has {', '.join(wanted)}"
         )
     return Namespace(**saved)
+
+
+def nearest_run(folder: Path, task: str) -> str:
+    """Return a question after the run that a missing `folder` may mean, "" where none is near."""
+    if not os.path.isdir(folder.parent):
+        return ""
+    names = {path.parent.name for path in folder.parent.glob(f"*_{task}/config.json")}
+    model_and_task = "_".join(folder.name.rsplit("_", 2)[1:])
+    doubled = folder.name.removesuffix(f"_{model_and_task}")  # --experiment with what is added to it
+    if doubled in names:
+        return f" (did you mean {doubled.removesuffix(f'_{model_and_task}')}?)"
+    return nearest(folder.name, sorted(names)).replace(f"_{model_and_task}?", "?")
 
 
 def missing_keys(saved: dict[str, Any]) -> list[str]:

@@ -3,29 +3,34 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import IO, Any
 
 from fine_tune.core.errors import UserError
 
 
 class Stream:
-    """A text stream that goes nowhere from the first failure on; that of results is an error unless the reader left.
+    """A stream that goes nowhere from the first failure on; that of results is an error unless the reader left.
 
     Raises BrokenPipeError, or UserError on a full disk, where what is written is `needed`.
     """
 
-    def __init__(self, stream: TextIO, needed: bool) -> None:
+    def __init__(self, stream: IO[Any], needed: bool) -> None:
         self.stream, self.needed = stream, needed
 
-    def write(self, text: str) -> int:
-        """Write `text`."""
-        return self.attempt(self.stream.write, text) or 0
+    @property
+    def buffer(self) -> "Stream":
+        """The stream of bytes below one of text."""
+        return Stream(self.stream.buffer, self.needed)
+
+    def write(self, content: str | bytes) -> int:
+        """Write `content`."""
+        return self.attempt(self.stream.write, content) or 0
 
     def flush(self) -> None:
         """Write what is still in memory."""
         self.attempt(self.stream.flush)
 
-    def attempt(self, write: Callable[..., Any], *args: str) -> Any:
+    def attempt(self, write: Callable[..., Any], *args: str | bytes) -> Any:
         """Call `write`; where the system refuses, all that is still to come goes nowhere."""
         try:
             return write(*args)

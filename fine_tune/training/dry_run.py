@@ -41,7 +41,7 @@ def dry_run(config: Namespace, task: Task, batches: Iterator[Batch]) -> None:
         print(f"a step: {each * 1e3:.0f} ms (mean of {len(taken) - 1}, after a first one); memory: {peak}")
         whole = duration(each * config.total_step)
         print(f"the run: {config.total_step} steps in {whole}, without what saving and evaluating take")
-        print(f"disk: {needs.checkpoints} checkpoints of {needs.mebibytes:.0f} MiB, up to {needs.disk:.2f} GiB in all")
+        print(f"disk: {needs.words()} in all at most")
         for line in lines:
             print(line)
         print("nothing was written")

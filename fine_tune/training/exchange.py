@@ -12,6 +12,7 @@ import numpy as np
 from fine_tune.cli.runs import data_file, own_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_folder, atomic_write, locked, make_folder, sha256, write_json
+from fine_tune.core.memory import needs_memory
 from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.data.tokens import by_length
 from fine_tune.data.tsv import read_examples
@@ -30,6 +31,7 @@ MOST_EXAMPLES = 2000  # of dev on which orders of labels are compared
 MOST_CLASSES = 5  # whose orders are compared; 6 have 720
 
 
+@needs_memory("in export; nothing was written")
 def export(flags: Namespace) -> None:
     """Write a checkpoint as a model of transformers, after its logits on all of dev were found equal to ours."""
     spec, path = task_spec(flags), own_folder(flags) / f"model-{flags.ckpt}.pt"
@@ -69,6 +71,7 @@ def require_equal(flags: Namespace, ours: np.ndarray, theirs: np.ndarray) -> Non
 # --- in ---------------------------------------------------------------------------------------------------------------
 
 
+@needs_memory("in import; nothing was written")
 def import_teacher(flags: Namespace) -> None:
     """Make a teacher's run with one checkpoint, 0, of a fine-tuned classifier of transformers."""
     spec, name = task_spec(flags), getattr(flags, "from")

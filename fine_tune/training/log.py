@@ -1,6 +1,7 @@
 """What a user sees of a run: lines of information, the progress line and tensorboard."""
 
 import re
+import shutil
 import sys
 import time
 from argparse import Namespace
@@ -19,6 +20,7 @@ from fine_tune.core.torchrun import is_main_process
 from fine_tune.methods.method import SHARES
 from fine_tune.training import pictures, provenance
 
+WIDE = 110  # columns from which a progress line with a bar fits
 TITLES = {SHARES: "how much of a teacher layer is in a student layer's target"}  # of matrices by name
 
 
@@ -37,10 +39,14 @@ def print0(line: str) -> None:
 
 
 def progress(total: int, initial: int, what: str) -> tqdm:
-    """Return a progress line with rate and time left; in a log file it is written twice a minute."""
-    interval = 0.1 if sys.stderr.isatty() else 30
-    hidden = not is_main_process()
-    return tqdm(total=total, initial=initial, unit=what, mininterval=interval, dynamic_ncols=True, disable=hidden)
+    """Return a progress line with rate and time left; in a log file it is written twice a minute.
+
+    Where it is narrow, the bar gives way to the numbers.
+    """
+    same = {"unit": what, "mininterval": 0.1 if sys.stderr.isatty() else 30, "disable": not is_main_process()}
+    if shutil.get_terminal_size().columns < WIDE:
+        same["bar_format"] = "{desc}{n_fmt}/{total_fmt} {elapsed}<{remaining}"
+    return tqdm(total=total, initial=initial, dynamic_ncols=True, **same)
 
 
 def open_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
@@ -106,7 +112,7 @@ class Log:
         if due or losses["loss"].device.type == "cpu":  # reading a value waits for a GPU, so there only when due
             self.before()
             values = read(losses | shown if due else losses)
-            self.progress.set_description(" ".join(f"{k}: {values[k]:.6f}" for k in losses), refresh=False)
+            self.progress.set_description(" ".join(f"{k}: {values[k]:.4g}" for k in losses), refresh=False)
             if due:
                 named = values | lrs | self.rates()
                 self.write(step, {f"{self.tag}/{name}": value for name, value in named.items()})

@@ -8,6 +8,9 @@ from torch import nn
 
 from fine_tune.core.errors import NotFinite
 
+START = "nothing had been learned yet: look at --mu, --softmax_temp and the model that it starts from"
+NORMS = {"lr": "gradient norm of the model", "gate_lr": "gradient norm of the gates"}  # by their learning rate's name
+
 
 def warmup_factor(done: int, warmup_step: int, total_step: int) -> float:
     """Return the factor of the learning rate after `done` steps: 0 to 1 over the warm-up, then to 0 at total_step."""
@@ -95,7 +98,9 @@ class NonFiniteGuard:
         if step:
             bad = [f"{n} {v}" for n, v in zip(self.names, self.values.tolist(), strict=True) if not math.isfinite(v)]
             at = ", ".join(f"{name} {group.lr(step):g}" for name, group in self.groups.items())
-            raise NotFinite(f"step {step} at {at}: {', '.join(bad)}; the last checkpoint stays; try a lower rate")
+            learned = step > 1 and any(group.lr(step - 1) > 0 for group in self.groups.values())
+            cure = "try a lower rate" if learned else START
+            raise NotFinite(f"step {step} at {at}: {', '.join(bad)}; what was saved before stays; {cure}")
 
 
 def decays(name: str) -> bool:

@@ -19,6 +19,7 @@ from fine_tune.cli.runs import SavedConfig
 from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, rewrite_json, sha256, write_json
+from fine_tune.core.memory import needs_memory
 from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
 from fine_tune.models.precision import check_precision
@@ -35,6 +36,7 @@ Devices = dict[str, torch.device]  # by the flags that name them
 BuiltTask = tuple[Task, Tokens, Any, Namespace]  # what is trained, on what, its tokenizer, and the run's config
 
 
+@needs_memory("in training; what was saved stays")
 def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask]) -> None:
     """Train what `build_task` makes of `flags` to its last step, from the last saved state if there is one."""
     devices = distributed.select_devices(flags)
@@ -135,9 +137,11 @@ def enter(
         raise UserError(f"{path}: was written by another process just now; give the command again")
     else:
         runs.require_same_settings(saved.values, config)
-        before = saved.values.get("versions")
-        if before != config.versions:
-            print0(f"note: the run was started on {before}, this is {config.versions}: numbers may differ slightly")
+        before = saved.values.get("versions") or {}
+        others = [name for name, now in config.versions.items() if before.get(name) != now]
+        if others:
+            apart = ", ".join(f"{name} {before.get(name)} (now {config.versions[name]})" for name in others)
+            print0(f"note: the run was started on {apart}: numbers may differ slightly")
 
 
 def move_aside(folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from fine_tune.cli.runs import own_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_write
+from fine_tune.core.memory import needs_memory
 from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.data.tokens import CHUNK, tokenise
 from fine_tune.data.tsv import Example, line_text
@@ -24,6 +25,7 @@ from fine_tune.training.saved_run import load_model
 from fine_tune.training.scoring import predict
 
 
+@needs_memory("in prediction")
 def predict_lines(flags: Namespace) -> None:
     """Write a line for every line of --in or standard input, in order; a chunk at a time, so that a pipe flows.
 

@@ -14,6 +14,7 @@ import torch
 from fine_tune.cli.evaluations import evaluation_command, evaluation_path, read_evaluation
 from fine_tune.cli.runs import data_file, own_folder, teacher_folder
 from fine_tune.core.errors import UserError
+from fine_tune.core.memory import size_words
 from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Tokens
 from fine_tune.data.tsv import read_examples
@@ -23,11 +24,15 @@ from fine_tune.training.task import Task
 
 
 class Needs(NamedTuple):
-    """What a run leaves on disk: so many checkpoints of `mebibytes` each, `disk` GiB with the saved state."""
+    """What a run leaves on disk: so many checkpoints of `each` bytes, `disk` bytes with the saved state."""
 
     checkpoints: int
-    mebibytes: float
-    disk: float
+    each: int
+    disk: int
+
+    def words(self) -> str:
+        """Return it as it is printed."""
+        return f"{self.checkpoints} checkpoints of {size_words(self.each)}, {size_words(self.disk)}"
 
 
 def print_summary(folder: Path, config: Namespace, task: Task, tokens: Tokens) -> None:
@@ -42,8 +47,8 @@ def print_summary(folder: Path, config: Namespace, task: Task, tokens: Tokens) -
     print0(f"{config.kind} {config.experiment}: {config.task} {config.dataset}, {len(tokens)} examples, in {folder}")
     for line in task.about:
         print0(line)
-    and_gates = f", {len(millions) - 1} gates of {gates:.1f} M in all" if gates else ""
-    print0(f"{millions['model']:.1f} M parameters{and_gates}")
+    and_gates = f", {len(millions) - 1} gates of {gates:.3g} M in all" if gates else ""
+    print0(f"{millions['model']:.3g} M parameters{and_gates}")
     epochs = config.total_step * config.batch_size / len(tokens)
     size = f"{config.batch_size} examples ({config.accum_step} x {micro}{split})"
     count = torch.get_num_threads()
@@ -51,19 +56,17 @@ def print_summary(folder: Path, config: Namespace, task: Task, tokens: Tokens) -
     print0(f"{config.total_step} steps of {size}, {epochs:.1f} epochs{threads}")
     median = f"{np.median(lengths):.0f} word pieces in the median"
     print0(f"texts: {median}; {cut:.1%} fill --max_seq_len {config.max_seq_len}, and may be cut")
-    print0(
-        f"disk: {needs.checkpoints} checkpoints of {needs.mebibytes:.0f} MiB, {needs.disk:.2f} GiB with the saved state"
-    )
+    print0(f"disk: {needs.words()} with the saved state")
 
 
 def disk_needs(config: Namespace, task: Task) -> Needs:
     """Return what a run leaves on disk: weights in fp32, and until its end the state, with AdamW's two numbers each."""
     parameters = sum(p.numel() for module in task.trainable_modules.values() for p in module.parameters())
-    mebibytes = parameters * 4 / 2**20
+    each = 4 * parameters
     checkpoints = -(-config.total_step // config.ckpt_step)
     checkpoints = min(checkpoints, config.keep_last or checkpoints)
     # The saved state is three times a checkpoint, and twice there while it is replaced.
-    return Needs(checkpoints, mebibytes, (checkpoints + 6) * mebibytes / 1024)
+    return Needs(checkpoints, each, (checkpoints + 6) * each)
 
 
 # --- method and teacher -----------------------------------------------------------------------------------------------
@@ -76,7 +79,8 @@ def method_line(config: Namespace, layers: int) -> str:
     skip = {"even": layers // students, "first": 1}.get(config.student_init)
     taken = ", ".join(str(skip * i) for i in range(1, students + 1)) if skip else ""
     start = f"starts from layers {taken} of {config.ptrain_ver}" if skip else "its layers start at random"
-    return f"method {variant}: {layers} -> {students} layers; {start}"
+    deep = " (as deep as its teacher: nothing becomes faster)" if students == layers else ""
+    return f"method {variant}: {layers} -> {students} layers{deep}; {start}"
 
 
 def teacher_line(flags: Namespace) -> str:
@@ -167,7 +171,7 @@ def reset_peak_memory() -> None:
 
 def memory_words(peak: dict[str, float]) -> str:
     """Return peak memory as it is printed."""
-    return ", ".join(f"{gib:.2f} GiB on {name}" for name, gib in peak.items())
+    return ", ".join(f"{size_words(gib * 2**30)} on {name}" for name, gib in peak.items())
 
 
 def duration(seconds: float) -> str:

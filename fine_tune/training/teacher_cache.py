@@ -20,6 +20,7 @@ from torch import nn
 from fine_tune.core import interrupt
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_write, make_folder, remove_parts, sha256, waiting_lock
+from fine_tune.core.memory import size_words
 from fine_tune.data.layout import full, packed
 from fine_tune.data.tokens import Batch, Tokens
 from fine_tune.models.bert import BertClassifier
@@ -122,12 +123,12 @@ def cached_outputs(
 
 def require_room(size: int, limit: float, cache: Path) -> None:
     """Raise UserError unless `size` bytes are within `limit` GiB, and fit on the disk of the folder `cache`."""
-    wanted = f"--cache_teacher: the teacher's outputs take {size / 2**30:.3g} GiB, but"
+    wanted = f"--cache_teacher: the teacher's outputs take {size_words(size)}, but"
     if size > limit * 2**30:
-        raise UserError(f"{wanted} --cache_limit is {limit:g}; raise it, or leave --cache_teacher out")
+        raise UserError(f"{wanted} --cache_limit is {limit:g} GiB; raise it, or leave --cache_teacher out")
     free = shutil.disk_usage(cache).free
     if size > free:
-        raise UserError(f"{wanted} {cache} has {free / 2**30:.3g} GiB left; make room, or leave --cache_teacher out")
+        raise UserError(f"{wanted} {cache} has {size_words(free)} left; make room, or leave --cache_teacher out")
 
 
 def checksum_file(path: Path) -> Path:
@@ -149,7 +150,7 @@ def write(path: Path, teacher: BertClassifier, tokens: Tokens, kept: Kept, confi
     device = teacher.linear_layer.weight.device
     at_once, cls_only = max(1, CHUNK // config.max_seq_len), kept.reads in ("logits", "cls")
     layout = full if kept.reads == "all" else packed
-    print0(f"the teacher's outputs: {4 * len(kept) / 2**30:.3g} GiB, kept in {path}")
+    print0(f"the teacher's outputs: {size_words(4 * len(kept))}, kept in {path}")
     with atomic_write(path) as file, progress(len(tokens), 0, "ex") as bar:
         flat = np.lib.format.open_memmap(file.name, "w+", "<f4", (len(kept),))
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))  # a full disk is an error, not a SIGBUS later

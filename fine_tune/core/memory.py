@@ -1,0 +1,54 @@
+"""Sizes in words, and what to do when memory does not suffice."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from fine_tune.core.errors import OutOfMemory
+
+SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "storage size calculation overflowed")
+
+
+def size_words(count: float) -> str:
+    """Return a number of bytes with three digits, in the unit in which it is at least 1."""
+    power = next(power for power in (3, 2, 1, 0) if count >= 1024**power or not power)
+    value = count / 1024**power
+    return (f"{value:.3g}" if value < 1000 else f"{value:,.0f}") + " " + ("B", "KiB", "MiB", "GiB")[power]
+
+
+def needs_memory(doing: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a function of flags: a full memory, of the CPU or a GPU, becomes OutOfMemory with the cures that apply.
+
+    `doing` says what was being done.
+    """
+
+    def decorate(work: Callable[..., None]) -> Callable[..., None]:
+        @wraps(work)
+        def guarded(flags: Namespace, *more: Any) -> None:
+            try:
+                work(flags, *more)
+            except (MemoryError, RuntimeError) as error:  # PyTorch's errors are RuntimeErrors, NumPy's MemoryErrors
+                if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in SIGNS):
+                    raise
+                raise OutOfMemory(f"out of memory {doing}; {', or '.join(cures(flags))}") from error
+
+        return guarded
+
+    return decorate
+
+
+def cures(flags: Namespace) -> list[str]:
+    """Return what makes a run of these flags need less memory."""
+    given, found = vars(flags), []
+    if "accum_step" in given:
+        halved = 2 * flags.accum_step
+        if flags.batch_size % halved == 0:
+            found.append(f"--accum_step {halved} (numbers change by rounding)")
+        if given.get("pad_loss", "masked") != "masked":
+            found.append("--pad_loss masked (other numbers)")
+        if given.get("precision") == "fp32" and flags.device_id >= 0:
+            found.append("--precision bf16 (other numbers)")
+    if given.get("batch_size", 1) > 1:
+        found.append("a smaller --batch_size" + (" (other numbers)" if "accum_step" in given else ""))
+    return found or ["a machine with more memory"]
