@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ def absolute(text: str) -> Path:
 
 def path(text: str) -> str:
     """Read a path; one that is given is relative to the current folder and kept absolute."""
-    if not text or not text.isprintable():
+    if not text or not all(letter.isprintable() or unicodedata.category(letter) == "Zs" for letter in text):
         raise ValueError("must be a path of printable characters")
     return str(absolute(text))
 
