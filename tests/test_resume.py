@@ -1,8 +1,11 @@
 """A run is never lost: processes are really killed, at every awkward moment, and end as if nothing had happened."""
 
+import errno
+import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import stat
 from collections.abc import Callable
@@ -186,13 +189,117 @@ def test_other_versions_give_a_note(root: Path) -> None:
     assert "note: the run was started on threads 7 (now 1): numbers may differ slightly" in said
 
 
+def test_a_state_is_bound_to_its_settings(root: Path) -> None:
+    """A key that config.json lost must not let another learning rate in."""
+    script, flags = flags_of(root, "teacher", "broken")
+    in_child(lambda: tiny.run_script(script, **flags), before_update(8))
+    path = root / "broken" / "run_bert_qqp" / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["lr"]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="state.pt: does not fit this run; delete it or start with --overwrite"):
+        tiny.run_script(script, **flags | {"lr": 0.5})
+    tiny.run_script(script, **flags)
+
+
+def shorter(state: dict) -> None:
+    state["optimizers"]["lr"]["state"][0]["exp_avg"] = torch.zeros(1)
+
+
+def doubled(state: dict) -> None:
+    values = state["optimizers"]["lr"]["state"][0]
+    values["exp_avg_sq"] = values["exp_avg_sq"].double()
+
+
+def strange(state: dict) -> None:
+    state["optimizers"]["lr"]["state"][10_000] = state["optimizers"]["lr"]["state"][0]
+
+
+CRAFTED = {
+    "an average of another shape": shorter,
+    "of another type": doubled,
+    "of a parameter that is not there": strange,
+    "a step beyond the end": lambda state: state.update(step=10**6),
+    "a step before the start": lambda state: state.update(step=-1),
+    "no step": lambda state: state.update(step=[]),
+    "no time": lambda state: state.update(seconds=float("nan")),
+}
+
+
+@pytest.fixture(scope="module")
+def half_way(fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a teacher's run that was killed after a state was saved."""
+    root = tmp_path_factory.mktemp("half_way") / "root"
+    shutil.copytree(fine_tuned, root)
+    script, flags = flags_of(root, "teacher", "broken")
+    in_child(lambda: tiny.run_script(script, **flags), before_update(8))
+    return root
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_crafted_state_is_refused(half_way: Path, name: str) -> None:
+    """The fused optimiser trusts what it is given, down to a segmentation fault."""
+    script, flags = flags_of(half_way, "teacher", "broken")
+    path = half_way / "broken" / "run_bert_qqp" / "state.pt"
+    before = path.read_bytes()
+    state = tiny.load(path)
+    CRAFTED[name](state)
+    torch.save(state, path)
+    try:
+        with pytest.raises(UserError, match="state.pt: does not fit this run; delete it or start with --overwrite"):
+            tiny.run_script(script, **flags)
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_changed_tokenizer_is_refused(root: Path) -> None:
+    tiny.run_script("run_pkd_distill", **tiny.student_flags(root, total_step=2, warmup_step=1))
+    path = root / "runs" / "student_bert_qqp" / "tokenizer" / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace('"w1":', '"w_":').replace('"w2":', '"w1":').replace('"w_":', '"w2":'))
+    flags = {"experiment": "student", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
+    with pytest.raises(UserError, match="tokenizer is not as the run saved it; put its files back$"):
+        tiny.run_script("run_fine_tune_eval", **flags)
+    path.write_text(text)
+    tiny.run_script("run_fine_tune_eval", **flags)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_no_other_process(
+    root: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with files.locked(root / "runs" / "student_bert_qqp"):
+        assert f"cannot be locked ({os.strerror(number)}); nothing else may write here" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems do not know it; an error of the disk is one, and what was written is there."""
+    sync, number = os.fsync, errno.EINVAL
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_json(tmp_path / "a.json", {"a": 1})
+    number = errno.EIO
+    with pytest.raises(UserError, match=r"cannot be synced \(Input/output error\); what was written is there$"):
+        files.write_json(tmp_path / "a.json", {"a": 2})
+    assert files.read_json(tmp_path / "a.json") == {"a": 2}
+
+
 # --- one writer, whole files --------------------------------------------------------------------------------------
 
 
 def test_one_writer(root: Path) -> None:
     flags = tiny.student_flags(root)
     with files.locked(root / "runs" / "student_bert_qqp"):
-        with pytest.raises(UserError, match="another process is training here"):
+        with pytest.raises(UserError, match=rf"another process \({os.getpid()}\) is training here; wait"):
             tiny.run_script("run_lad_distil", "--weak_teacher", **flags)
         with files.locked(root / "runs" / "teacher_bert_qqp"):
             evaluation(root)()

@@ -1,6 +1,7 @@
 """The parser that reports all problems of a command together, and what a script's end looks like to a user."""
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -169,6 +170,14 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             sys.exit(128 + signal.SIGPIPE)
         except ModuleNotFoundError as error:
             raise missing_package(error) from error
+        except OSError as error:  # a file or folder that nobody thought of
+            if error.filename is None:
+                raise
+            raise UserError(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
+        except BaseException as error:
+            if type(error).__module__ != "pyo3_runtime":  # a panic of the tokenizer's library, in Rust
+                raise
+            raise UserError(f"the tokenizer's library gave up ({error}); is its tokenizer.json whole?") from error
     except Stop as stop:
         if torchrun.LOCAL_RANK == 0:  # the others on this machine stop for the same reason
             print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)

@@ -1,7 +1,11 @@
 """Runs on disk: where their folders lie, what config.json says of them, and when two commands describe the same run."""
 
+import hashlib
+import json
+import math
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +26,9 @@ RESUMABLE_FLAGS = set(
 )
 USAGE = ("wall_seconds", "peak_memory_gib")  # what a finished run took
 # In config.json all the same:
-NOT_FLAGS = set("kind method program labels encoder data_sha256 teacher_sha256 ptrain_commit ptrain_sha256".split())
+NOT_FLAGS = set(
+    "kind method program labels encoder data_sha256 teacher_sha256 ptrain_commit ptrain_sha256 tokenizer_sha256".split()
+)
 
 
 def own_folder(flags: Namespace) -> Path:
@@ -55,6 +61,52 @@ def data_file(flags: Namespace, split: Split) -> Path:
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 
+KINDS = {  # of the values that are read of a config.json
+    "a whole number": "device_id max_seq_len num_class num_hidden_layers seed tckpt total_step d_model d_ff "
+    "num_attention_heads type_vocab_size ckpt_step batch_size accum_step",
+    "a number": "mu soft_weight hard_weight softmax_temp dropout lr gate_lr",
+    "a text": "kind dataset ptrain_ver method model task experiment teacher_exp tmodel program pad_loss data_sha256 "
+    "teacher_sha256 ptrain_sha256 tokenizer_sha256",
+    "a list": "labels",
+    "an object": "encoder id2label versions",
+}
+SIZE_KINDS = {
+    "a whole number": "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
+    "max_position_embeddings type_vocab_size pad_token_id",
+    "a number": "hidden_dropout_prob attention_probs_dropout_prob layer_norm_eps initializer_range",
+    "a text": "hidden_act",
+}
+BIGGEST = 10**9  # no whole number in a config is bigger
+
+
+def is_kind(value: Any, kind: str) -> bool:
+    """Tell whether a value from a file is of one of KINDS."""
+    if kind == "a whole number":
+        return type(value) is int and abs(value) < BIGGEST
+    if kind == "a number":
+        return type(value) in (int, float) and abs(value) < math.inf
+    return isinstance(value, {"a text": str, "a list": list, "an object": dict}[kind])
+
+
+def wrong_kinds(values: dict[str, Any], kinds: dict[str, str], prefix: str = "") -> Iterator[str]:
+    """Yield what is wrong with the kinds of `values`."""
+    for kind, names in kinds.items():
+        for name in names.split():
+            if name in values and not is_kind(values[name], kind):
+                yield f"{prefix}{name} {values[name]!r}, which must be {kind}"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the config.json of a run; raises UserError naming it when it is missing or values are of another kind."""
+    values = read_json(path)
+    found = list(wrong_kinds(values, KINDS))
+    if not found and "encoder" in values:
+        found = list(wrong_kinds(values["encoder"], SIZE_KINDS, "encoder."))
+    if found:
+        raise UserError(f"{path}: has {found[0]}")
+    return values
+
+
 def read_run(flag: str, folder: Path, flags: Namespace) -> Namespace:
     """Read the config.json of the run in `folder`, which `flag` named; what the authors do not write is added.
 
@@ -64,10 +116,12 @@ def read_run(flag: str, folder: Path, flags: Namespace) -> Namespace:
     """
     path = folder / "config.json"
     try:
-        saved = read_json(path)
+        saved = read_config(path)
     except UserError as error:
+        if os.path.lexists(path):
+            raise UserError(f"--{flag}: {error}") from None
         others = f"--{'tmodel' if flag == 'teacher_exp' else 'model'}, --task, --experiment_dir"
-        hint = "" if os.path.exists(path) else nearest_run(folder, flags.task)
+        hint = nearest_run(folder, flags.task)
         raise UserError(f"--{flag}: {error}; is this the run you meant (check {others})?{hint}") from None
     saved.setdefault("kind", "teacher" if "ptrain_ver" in saved else "student")
     missing = missing_keys(saved)
@@ -115,9 +169,15 @@ def read_teacher(flags: Namespace) -> Namespace:
     return teacher
 
 
+def settings_digest(config: Namespace) -> str:
+    """Return a checksum of all in a run's config that makes its numbers, for its saved state to be bound to."""
+    own = shared_settings(vars(config)) | {"seed": config.seed}
+    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def shared_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run's config.json that its repeats with other seeds have in common."""
-    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks", "program", *USAGE}
+    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks", "program", "tokenizer_sha256", *USAGE}
     own |= {"ptrain_ver"} if "ptrain_sha256" in config else set()
     return {name: value for name, value in config.items() if name not in own}
 
@@ -136,7 +196,7 @@ def saved_config(flags: Namespace) -> SavedConfig:
     """Read the config.json of the run that `flags` describe, if it is there."""
     path = own_folder(flags) / "config.json"
     written = last_written(path)
-    return SavedConfig(read_json(path) if written else {}, written)
+    return SavedConfig(read_config(path) if written else {}, written)
 
 
 def last_written(path: Path) -> int:

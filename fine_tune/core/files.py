@@ -1,17 +1,21 @@
 """Files that are whole or not there: atomic replacement, checksums and the lock of a run."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from fine_tune.core.errors import UserError
+
+LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
@@ -30,11 +34,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was replaced") from error
     finally:
         part.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -49,20 +53,24 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         part.mkdir()
         yield part
         os.rename(part, folder)
-        sync_folder(folder.parent)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); nothing was") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make a rename in `folder` survive a power cut, where the file system can; raises UserError when it fails."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):  # some do not know it, some folders hide
+            raise UserError(f"{folder}: cannot be synced ({error.strerror}); what was written is there") from error
 
 
 def make_folder(folder: Path) -> None:
@@ -95,15 +103,22 @@ def json_bytes(value: Any) -> bytes:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises UserError naming `path` when it is missing or holds anything else."""
+    require_file(path)
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def require_file(path: Path) -> None:
+    """Raise UserError when something else than a file lies at `path`: to open a pipe would wait for its writer."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is no file")
 
 
 def remove_parts(folder: Path) -> None:
@@ -116,11 +131,21 @@ def remove_parts(folder: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hex; raises UserError naming `path` when it cannot be read."""
+    require_file(path)
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a SHA-256 of the names and contents of all files in a folder of small ones."""
+    content = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        require_file(path)
+        content.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return content.hexdigest()
 
 
 @contextmanager
@@ -130,19 +155,39 @@ def locked(folder: Path) -> Iterator[None]:
     Raises UserError when another process trains in the folder.
     """
     with open_for_lock(folder.with_name(f".{folder.name}.lock")) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder}: another process is training here; wait for it or use another name") from error
+        if not lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            who = f"another process{holder(file)}"
+            raise UserError(f"{folder}: {who} is training here; wait for it or use another name")
         yield
+
+
+def holder(file: IO[bytes]) -> str:
+    """Return the number of the process that holds a lock on `file`, in brackets; "" if it is on another machine."""
+    inode = f":{os.fstat(file.fileno()).st_ino}"
+    try:
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return ""
+    return next((f" ({words[4]})" for words in lines if words[1] == "FLOCK" and words[5].endswith(inode)), "")
 
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
     """Hold the lock file at `path` for this process alone, after waiting for others."""
     with open_for_lock(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, fcntl.LOCK_EX)
         yield
+
+
+def lock(file: IO[bytes], how: int) -> bool:
+    """Lock a file; tell whether that was done. A file system without locks does not stop anybody, after a note."""
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            return False
+        print(f"note: {file.name} cannot be locked ({error.strerror}); nothing else may write here", file=sys.stderr)
+    return True
 
 
 def open_for_lock(path: Path) -> IO[bytes]:
@@ -151,6 +196,6 @@ def open_for_lock(path: Path) -> IO[bytes]:
     Raises UserError naming `path` when the system refuses.
     """
     try:
-        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        return open(path, "r+b", buffering=0, opener=lambda name, _: os.open(name, LOCK_FLAGS, 0o666))
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror})") from error

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from fine_tune.core.errors import UserError
+from fine_tune.core.files import folder_digest
 from fine_tune.data.tokens import Batch
 from fine_tune.models.encoder import encode
 from fine_tune.models.linear import convert
@@ -124,6 +126,9 @@ def run_sizes(config: Namespace, source: str) -> dict[str, Any]:
 def run_tokenizer(config: Namespace, folder: Path, vocab_size: int, source: str) -> Any:
     """Return the tokenizer saved in the run's folder, or for the authors' folders that of the pre-trained model."""
     if (folder / "tokenizer").is_dir():
+        known = getattr(config, "tokenizer_sha256", None)  # older runs do not say
+        if known and folder_digest(folder / "tokenizer") != known:
+            raise UserError(f"{source}: {folder / 'tokenizer'} is not as the run saved it; put its files back")
         return load_tokenizer(folder / "tokenizer", vocab_size, source)
     return find_pretrained(config.ptrain_ver, source).tokenizer
 

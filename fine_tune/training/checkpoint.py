@@ -1,5 +1,6 @@
 """Model, gate and state files of a run: written atomically, verified when read."""
 
+import math
 import re
 import warnings
 import zipfile
@@ -12,7 +13,7 @@ from torch import nn
 from fine_tune.cli.runs import STATE
 from fine_tune.core import torchrun
 from fine_tune.core.errors import NotFinite, UserError
-from fine_tune.core.files import atomic_write
+from fine_tune.core.files import atomic_write, require_file
 from fine_tune.training.log import print0
 from fine_tune.training.task import Task
 
@@ -31,6 +32,7 @@ def load(path: Path) -> Any:
 
     Raises UserError naming `path` when it is damaged.
     """
+    require_file(path)
     try:
         file = open(path, "rb")
     except OSError as error:
@@ -117,12 +119,16 @@ def prune(folder: Path, keep: int) -> None:
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def save_state(folder: Path, step: int, task: Task, streams: list[dict[str, Any]], seconds: float) -> None:
+def save_state(
+    folder: Path, step: int, task: Task, streams: list[dict[str, Any]], seconds: float, settings: str
+) -> None:
     """Write all that a resume after `step` needs into one file; data order and learning rates follow from the step.
 
-    `streams` are the `random_streams` of every rank, `seconds` the run's wall time so far.
+    `streams` are the `random_streams` of every rank, `seconds` the run's wall time so far, `settings` the checksum of
+    what makes its numbers.
     """
     state = {
+        "settings": settings,
         "step": step,
         "modules": {name: module.state_dict() for name, module in task.trainable_modules.items()},
         "optimizers": {name: group.optimizer.state_dict() for name, group in task.optimizers.items()},
@@ -138,22 +144,49 @@ def random_streams() -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "gpus": {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}}
 
 
-def resume(folder: Path, task: Task) -> tuple[int, float]:
-    """Put everything back as `save_state` found it; return its step and seconds, 0 if there is no state."""
+def resume(folder: Path, task: Task, settings: str, total_step: int) -> tuple[int, float]:
+    """Put everything back as `save_state` found it; return its step and seconds, 0 if there is no state.
+
+    Raises UserError when the state is of a run of other `settings`, or does not fit this one.
+    """
     path = folder / STATE
     if not path.is_file():
         return 0, 0.0
     state = load(path)
     try:
+        if state.get("settings", settings) != settings:  # older states do not say
+            raise ValueError
+        step, seconds = int(state["step"]), float(state.get("seconds", 0))
+        if not 0 < step <= total_step or not math.isfinite(seconds):
+            raise ValueError
         for name, module in task.trainable_modules.items():
             module.load_state_dict(state["modules"][name])
         for name, group in task.optimizers.items():
-            group.optimizer.load_state_dict(state["optimizers"][name])
+            load_optimizer(group.optimizer, state["optimizers"][name])
         streams = state["random"][torchrun.RANK]
         torch.set_rng_state(streams["cpu"])
         for gpu, stream in streams["gpus"].items():
             if gpu < torch.cuda.device_count():  # devices may be others now
                 torch.cuda.set_rng_state(stream, gpu)
-        return state["step"], float(state.get("seconds", 0))  # older states do not say
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        return step, seconds
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit this run; delete it or start with --overwrite") from error
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load AdamW's two averages of every parameter; ValueError where they are not of its shape and type.
+
+    The fused kernel trusts them. What the flags say of an optimiser stays theirs.
+    """
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not set(state["state"]) <= set(range(len(parameters))):
+        raise ValueError
+    for index, saved in state["state"].items():
+        like = (parameters[index].shape, parameters[index].dtype)
+        averages = saved["exp_avg"], saved["exp_avg_sq"]
+        if len(saved) != 3 or saved["step"].numel() != 1 or any((each.shape, each.dtype) != like for each in averages):
+            raise ValueError
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)

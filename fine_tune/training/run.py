@@ -18,7 +18,16 @@ from fine_tune.cli.parser import program
 from fine_tune.cli.runs import SavedConfig
 from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite, UserError
-from fine_tune.core.files import atomic_write, locked, make_folder, remove_parts, rewrite_json, sha256, write_json
+from fine_tune.core.files import (
+    atomic_write,
+    folder_digest,
+    locked,
+    make_folder,
+    remove_parts,
+    rewrite_json,
+    sha256,
+    write_json,
+)
 from fine_tune.core.memory import needs_memory
 from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
@@ -55,7 +64,7 @@ def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask])
         dev, _ = load_split(Namespace(**vars(flags) | {"dataset": flags.eval_dataset}), tokenizer)
     with open_run(config, saved, tokenizer, flags.overwrite) as folder:
         distributed.seed_rank(config.seed)
-        start, before = checkpoint.resume(folder, task)
+        start, before = checkpoint.resume(folder, task, runs.settings_digest(config), config.total_step)
         usage = Usage(before)
         print_summary(folder, config, task, tokens)
         print0(f"resuming after step {start}" if start else "starting at step 1")
@@ -132,6 +141,7 @@ def enter(
     path = folder / "config.json"
     if not path.is_file():
         save_tokenizer(tokenizer, folder / "tokenizer")
+        config.tokenizer_sha256 = folder_digest(folder / "tokenizer")
         write_json(path, vars(config))  # last: it says that the folder is a run's
     elif runs.last_written(path) != saved.written:
         raise UserError(f"{path}: was written by another process just now; give the command again")
@@ -237,7 +247,8 @@ def save_if_due(
         log.flush()
         if due:
             checkpoint.save_checkpoint(folder, step, task, vectors)
-        checkpoint.save_state(folder, step, task, streams, usage.seconds())  # last: it vouches for all before
+        settings = runs.settings_digest(config)
+        checkpoint.save_state(folder, step, task, streams, usage.seconds(), settings)  # last: it vouches for all before
         if due and config.keep_last:
             checkpoint.prune(folder, config.keep_last)
 
