@@ -99,8 +99,8 @@ def wrong_kinds(values: dict[str, Any], kinds: dict[str, str], prefix: str = "")
 def read_config(path: Path) -> dict[str, Any]:
     """Read the config.json of a run; raises UserError naming it when it is missing or values are of another kind."""
     values = read_json(path)
-    found = list(wrong_kinds(values, KINDS))
-    if not found and "encoder" in values:
+    found = list(wrong_kinds({name: value for name, value in values.items() if value is not None}, KINDS))
+    if not found and values.get("encoder") is not None:
         found = list(wrong_kinds(values["encoder"], SIZE_KINDS, "encoder."))
     if found:
         raise UserError(f"{path}: has {found[0]}")
@@ -151,8 +151,8 @@ def nearest_run(folder: Path, task: str) -> str:
 
 def missing_keys(saved: dict[str, Any]) -> list[str]:
     """Return what the content of a run's config.json lacks."""
-    missing = [key for key in (*INHERITED[:3], "device_id") if key not in saved]
-    if saved["kind"] == "teacher" and "ptrain_ver" not in saved:
+    missing = [key for key in (*INHERITED[:3], "device_id") if saved.get(key) is None]
+    if saved["kind"] == "teacher" and saved.get("ptrain_ver") is None:
         missing.append("ptrain_ver")
     if "encoder" in saved:
         sizes = saved["encoder"] if isinstance(saved["encoder"], dict) else {}
