@@ -73,7 +73,8 @@ KILLS: dict[str, Callable[[], list[Patch]]] = {
         killed_when(tokens, "epoch_order", lambda seed, epoch, examples: epoch == 1),
     ],
     "three times in one epoch": lambda: [before_update(step) for step in (7, 8, 9)],
-    "before the tokenizer's first file": lambda: [at_rename("tokenizer.json", old=False)],
+    "before the tokenizer": lambda: [at_rename("tokenizer", old=False)],
+    "after the tokenizer": lambda: [at_rename("tokenizer", old=False, after=True)],
     "before config.json": lambda: [at_rename("config.json", old=False)],
     "before a checkpoint's first file": lambda: [at_rename("gate-1-5.pt", old=False)],
     "after a checkpoint's first file": lambda: [at_rename("gate-1-5.pt", old=False, after=True)],
@@ -180,9 +181,8 @@ def test_a_killed_evaluation_keeps_what_it_had(root: Path) -> None:
 def test_other_versions_give_a_note(root: Path) -> None:
     script, flags = flags_of(root, "teacher", "broken")
     in_child(lambda: tiny.run_script(script, **flags), before_update(8))
-    path = root / "broken" / "run_bert_qqp" / "config.json"
-    saved = json.loads(path.read_text())
-    path.write_text(json.dumps(saved | {"versions": saved["versions"] | {"threads": 7}}))
+    folder = root / "broken" / "run_bert_qqp"
+    tiny.change_config(folder, versions=tiny.config(folder)["versions"] | {"threads": 7})
     status, said = in_child(lambda: tiny.run_script(script, **flags))
     assert status == 0
     assert "note: the run was started on" in said
