@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from fine_tune.training.log import EventFile
+from fine_tune.training.log import EventFile, Log
 from tests import tiny
 from tests.processes import Process
 

@@ -1,7 +1,6 @@
 """The parser that reports all problems of a command together, and what a script's end looks like to a user."""
 
 import argparse
-import os
 import re
 import signal
 import sys

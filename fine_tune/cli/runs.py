@@ -5,7 +5,6 @@ import json
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,52 +82,6 @@ def data_file(flags: Namespace, split: Split) -> Path:
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
-
-
-KINDS = {  # of the values that are read of a config.json
-    "a whole number": "device_id max_seq_len num_class num_hidden_layers seed tckpt total_step d_model d_ff "
-    "num_attention_heads type_vocab_size ckpt_step batch_size accum_step",
-    "a number": "mu soft_weight hard_weight softmax_temp dropout lr gate_lr",
-    "a text": "kind dataset ptrain_ver method model task experiment teacher_exp tmodel program pad_loss data_sha256 "
-    "teacher_sha256 ptrain_sha256 tokenizer_sha256",
-    "a list": "labels",
-    "an object": "encoder id2label versions",
-}
-SIZE_KINDS = {
-    "a whole number": "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
-    "max_position_embeddings type_vocab_size pad_token_id",
-    "a number": "hidden_dropout_prob attention_probs_dropout_prob layer_norm_eps initializer_range",
-    "a text": "hidden_act",
-}
-BIGGEST = 10**9  # no whole number in a config is bigger
-
-
-def is_kind(value: Any, kind: str) -> bool:
-    """Tell whether a value from a file is of one of KINDS."""
-    if kind == "a whole number":
-        return type(value) is int and abs(value) < BIGGEST
-    if kind == "a number":
-        return type(value) in (int, float) and abs(value) < math.inf
-    return isinstance(value, {"a text": str, "a list": list, "an object": dict}[kind])
-
-
-def wrong_kinds(values: dict[str, Any], kinds: dict[str, str], prefix: str = "") -> Iterator[str]:
-    """Yield what is wrong with the kinds of `values`."""
-    for kind, names in kinds.items():
-        for name in names.split():
-            if name in values and not is_kind(values[name], kind):
-                yield f"{prefix}{name} {values[name]!r}, which must be {kind}"
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read the config.json of a run; raises UserError naming it when it is missing or values are of another kind."""
-    values = read_json(path)
-    found = list(wrong_kinds({name: value for name, value in values.items() if value is not None}, KINDS))
-    if not found and values.get("encoder") is not None:
-        found = list(wrong_kinds(values["encoder"], SIZE_KINDS, "encoder."))
-    if found:
-        raise UserError(f"{path}: has {found[0]}")
-    return values
 
 
 def read_run(flag: str, folder: Path, flags: Namespace) -> Namespace:
@@ -211,12 +164,6 @@ def read_teacher(flags: Namespace) -> Namespace:
     if teacher.kind != "teacher":
         raise UserError(f"--teacher_exp {flags.teacher_exp}: {folder} holds a {teacher.kind}, not a fine-tuned teacher")
     return teacher
-
-
-def settings_digest(config: Namespace) -> str:
-    """Return a checksum of all in a run's config that makes its numbers, for its saved state to be bound to."""
-    own = shared_settings(vars(config)) | {"seed": config.seed}
-    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def shared_settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -111,8 +111,6 @@ def whole_number(text: str) -> int:
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
@@ -260,15 +258,6 @@ def try_lock(descriptor: int) -> bool:
 # --- locks ------------------------------------------------------------------------------------------------------------
 
 
-def folder_digest(folder: Path) -> str:
-    """Return a SHA-256 of the names and contents of all files in a folder of small ones."""
-    content = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        require_file(path)
-        content.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return content.hexdigest()
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone, by a lock beside it; the system frees that of a process that dies.
@@ -283,16 +272,6 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: another process is training here{holder}; wait for it or use another name")
         say_holder(file)
         yield
-
-
-def holder(file: IO[bytes]) -> str:
-    """Return the number of the process that holds a lock on `file`, in brackets; "" if it is on another machine."""
-    inode = f":{os.fstat(file.fileno()).st_ino}"
-    try:
-        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    except OSError:
-        return ""
-    return next((f" ({words[4]})" for words in lines if words[1] == "FLOCK" and words[5].endswith(inode)), "")
 
 
 @contextmanager

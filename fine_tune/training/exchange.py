@@ -11,7 +11,7 @@ import numpy as np
 
 from fine_tune.cli.runs import data_file, own_folder, sealed
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import atomic_folder, atomic_write, folder_digest, locked, make_folder, sha256, write_json
+from fine_tune.core.files import atomic_folder, atomic_write, locked, make_folder, sha256, write_json
 from fine_tune.core.memory import needs_memory
 from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.data.tokens import by_length
