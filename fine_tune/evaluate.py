@@ -5,14 +5,13 @@ Shapes: n examples of the split, C classes.
 
 import time
 from argparse import Namespace
-from contextlib import ExitStack
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from fine_tune.cli.evaluations import (
     Evaluation,
@@ -31,7 +30,7 @@ from fine_tune.data.logits import read_logits, write_logits
 from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.models.bert import BertClassifier
 from fine_tune.training import checkpoint, distributed
-from fine_tune.training.log import open_writer, print0
+from fine_tune.training.log import EventFile, print0
 from fine_tune.training.saved_run import load_run
 from fine_tune.training.scoring import METRICS, leaderboard_values, predict, prediction_file, scores
 from fine_tune.training.similarity import draw_similarity
@@ -53,9 +52,8 @@ def evaluate(flags: Namespace) -> None:
     facts = split_facts(flags, tokens.labels) | {"finished": finished}
     log = log_folder(folder)
     found, before = [], []
-    with ExitStack() as opened:
-        # In a folder of its own: a reader of tensorboard follows one file of a folder at a time, here training's.
-        writer = distributed.on_main_process(lambda: opened.enter_context(open_writer(log / "eval")))
+    # In a folder of its own: a reader of tensorboard follows one file of a folder at a time, here training's.
+    with closing(EventFile(log / "eval")) as events:
         for step in steps:
             path = folder / f"model-{step}.pt"
             look = partial(known_row, flags, path, step, tokens.labels)
@@ -66,11 +64,11 @@ def evaluate(flags: Namespace) -> None:
                 clock = time.perf_counter()
                 logits = predict(model, tokens, flags.batch_size, path)
                 how = circumstances(model, digest, time.perf_counter() - clock)
-                keep = partial(record, flags, started, writer, step, logits, tokens.labels, how, facts)
+                keep = partial(record, flags, started, events, step, logits, tokens.labels, how, facts)
                 found.append(distributed.on_main_process(keep))
         if flags.layers and (found or before):
             every = sorted(row["step"] for row in (*found, *before))
-            distributed.on_main_process(partial(draw_similarity, flags, model, tokens, writer, every))
+            distributed.on_main_process(partial(draw_similarity, flags, model, tokens, events, every))
     if not found and not before:
         raise UserError(f"--experiment {flags.experiment}: all checkpoints in {folder} have gone meanwhile")
     if not found:
@@ -131,7 +129,7 @@ def load_if_there(model: BertClassifier, path: Path) -> bool:
 def record(
     flags: Namespace,
     started: int,
-    writer: SummaryWriter,
+    events: EventFile,
     step: int,
     logits: np.ndarray,
     labels: np.ndarray,
@@ -147,8 +145,7 @@ def record(
     counts = {"predicted": np.bincount(logits.argmax(1), minlength=spec.num_class).tolist()} if spec.labels else {}
     row = {"step": step} | values | counts | how
     keep_rows(flags, started, [row], facts, {step: logits})
-    for name, value in values.items():
-        writer.add_scalar(f"{flags.task}/{flags.dataset}/{name}", value, step)
+    events.scalars(step, {f"{flags.task}/{flags.dataset}/{name}": value for name, value in values.items()})
     return row
 
 

@@ -920,24 +920,23 @@ def test_a_current_folder_that_is_gone_is_a_line(desk: Desk, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "name"),
     [
-        ({"max_seq_len": "128"}, "max_seq_len '128', which must be a whole number"),
-        ({"max_seq_len": True}, "max_seq_len True, which must be a whole number"),
-        ({"num_class": 2.5}, "num_class 2.5, which must be a whole number"),
-        ({"num_class": 10**30}, f"num_class {10**30}, which must be a whole number"),
-        ({"dataset": ["train"]}, "dataset ['train'], which must be a text"),
-        ({"ptrain_ver": {}}, "ptrain_ver {}, which must be a text"),
-        ({"labels": "01"}, "labels '01', which must be a list"),
-        ({"encoder": [1]}, "encoder [1], which must be an object"),
-        ({"encoder": ENCODER | {"hidden_size": "768"}}, "encoder.hidden_size '768', which must be a whole number"),
-        ({"encoder": ENCODER | {"layer_norm_eps": None}}, "encoder.layer_norm_eps None, which must be a number"),
+        ({"max_seq_len": "128"}, "max_seq_len"),
+        ({"max_seq_len": True}, "max_seq_len"),
+        ({"num_class": 2.5}, "num_class"),
+        ({"num_class": 10**18}, "num_class"),
+        ({"dataset": ["train"]}, "dataset"),
+        ({"ptrain_ver": {}}, "ptrain_ver"),
+        ({"labels": "01"}, "labels"),
+        ({"encoder": [1]}, "encoder"),
+        ({"encoder": ENCODER | {"hidden_size": "768"}}, "encoder.hidden_size"),
+        ({"encoder": ENCODER | {"layer_norm_eps": None}}, "encoder.layer_norm_eps"),
     ],
 )
-def test_a_config_of_wrong_types_is_a_line(desk: Desk, change: dict[str, object], reason: str) -> None:
+def test_a_config_of_wrong_types_is_a_line(desk: Desk, change: dict[str, object], name: str) -> None:
     folder = desk.run(**change)
-    message = complaint(lad, desk.distilling())
-    assert message == f"--teacher_exp: {folder / 'config.json'}: has {reason}"
+    assert complaint(lad, desk.distilling()).startswith(f"--teacher_exp: {folder / 'config.json'}: {name} must be ")
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' * 50_000, b"\xff\xfe{}", b'"text"', b"3", b"null"])
@@ -952,7 +951,8 @@ def test_no_file_where_a_file_should_be(desk: Desk, kind: str) -> None:
     path = desk.run() / "config.json"
     path.unlink()
     path.mkdir() if kind == "folder" else os.mkfifo(path)
-    assert complaint(lad, desk.distilling()).startswith(f"--teacher_exp: {path}: is no file")
+    reason = "cannot be read (Is a directory)" if kind == "folder" else "is no regular file, but a pipe or a device"
+    assert complaint(lad, desk.distilling()) == f"--teacher_exp: {path}: {reason}"
 
 
 @pytest.mark.parametrize("value", ["{}/gone", "./gone", "../gone", "some/gone/folder", "{}/file"])
@@ -1234,7 +1234,7 @@ def test_a_script_without_its_packages_names_the_interpreter_and_the_cure(desk: 
 
 def test_a_missing_module_of_our_own_is_no_users_mistake() -> None:
     error = ModuleNotFoundError("No module named 'fine_tune.nothing'", name="fine_tune.nothing")
-    assert parser.missing_package(error) is error
+    assert parser.missing_package(error) is None
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

@@ -352,7 +352,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert str(error.value) == f"{tmp_path / 'gone.tsv'}: cannot be read (No such file or directory)"
     with pytest.raises(UserError) as error:
         read(tmp_path)
-    assert str(error.value) == f"{tmp_path}: is no file"
+    assert str(error.value) == f"{tmp_path}: cannot be read (Is a directory)"
 
 
 ROWS = {"QQP": (29975, 5000, 999), "RTE": (2490, 277, 3000), "MRPC": (3668, 408, 1725)}

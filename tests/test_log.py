@@ -8,26 +8,32 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from fine_tune.training.log import Log, open_writer
+from fine_tune.training.log import EventFile, Log
 from tests import tiny
 from tests.processes import Process
 
 
-def write(writer: SummaryWriter, tag: str, steps: list[int], value: float = 0.0) -> None:
+def write(events: EventFile, tag: str, steps: list[int], value: float = 0.0) -> None:
     """Write a point for each of `steps`, through to the disk."""
     for step in steps:
-        writer.add_scalar(tag, value, step)
-    writer.flush()
+        events.scalars(step, {tag: value})
+
+
+def write_as_before(writer: SummaryWriter, tag: str, steps: list[int]) -> None:
+    """Write points as older versions did."""
+    for step in steps:
+        writer.add_scalar(tag, 0.0, step)
+    writer.close()
 
 
 @pytest.mark.parametrize(("folder", "seen"), [("run/eval", [1, 2, 3, 4]), ("run", [1, 2])])
 def test_an_evaluation_hides_no_training_point_from_a_live_reader(tmp_path: Path, folder: str, seen: list[int]) -> None:
     """A reader that is open while both write; in one folder, the negative control, it would leave training's file."""
-    training = open_writer(tmp_path / "log" / "run", purge_step=1)
+    training = EventFile(tmp_path / "log" / "run", purge_step=1)
     write(training, "qqp/train/loss", [1, 2])
     reader = EventAccumulator(str(tmp_path / "log" / "run"))
     reader.Reload()
-    write(open_writer(tmp_path / "log" / folder), "qqp/dev/accuracy", [2])
+    write(EventFile(tmp_path / "log" / folder), "qqp/dev/accuracy", [2])
     reader.Reload()
     write(training, "qqp/train/loss", [3, 4])
     reader.Reload()
@@ -35,29 +41,29 @@ def test_an_evaluation_hides_no_training_point_from_a_live_reader(tmp_path: Path
 
 
 def test_a_resumed_run_shows_a_repeated_step_once_and_as_it_came_out_last(tmp_path: Path) -> None:
-    write(open_writer(tmp_path / "log" / "run", purge_step=1), "loss", [1, 2, 3, 4], value=1.0)
-    write(open_writer(tmp_path / "log" / "run", purge_step=3), "loss", [3, 4, 5], value=2.0)
+    write(EventFile(tmp_path / "log" / "run", purge_step=1), "loss", [1, 2, 3, 4], value=1.0)
+    write(EventFile(tmp_path / "log" / "run", purge_step=3), "loss", [3, 4, 5], value=2.0)
     assert tiny.curve(tmp_path, "run", "loss") == {1: 1, 2: 1, 3: 2, 4: 2, 5: 2}
 
 
 def test_a_log_of_an_older_version_stays_readable(tmp_path: Path) -> None:
     """There evaluation wrote beside training, whose files ended in .train; a run that goes on keeps both."""
     folder = tmp_path / "log" / "run"
-    write(SummaryWriter(str(folder), filename_suffix=".train"), "qqp/train/loss", [1, 2, 3, 4])
-    write(SummaryWriter(str(folder)), "qqp/dev/accuracy", [2])
+    write_as_before(SummaryWriter(str(folder), filename_suffix=".train"), "qqp/train/loss", [1, 2, 3, 4])
+    write_as_before(SummaryWriter(str(folder)), "qqp/dev/accuracy", [2])
     assert list(tiny.curve(tmp_path, "run", "qqp/train/loss")) == [1, 2, 3, 4]
     assert list(tiny.curve(tmp_path, "run", "qqp/dev/accuracy")) == [2]
-    write(open_writer(folder, purge_step=3), "qqp/train/loss", [3, 4, 5])
+    write(EventFile(folder, purge_step=3), "qqp/train/loss", [3, 4, 5])
     assert list(tiny.curve(tmp_path, "run", "qqp/train/loss")) == [1, 2, 3, 4, 5]
     assert list(tiny.curve(tmp_path, "run", "qqp/dev/accuracy")) == [2]
 
 
 def test_a_half_written_point_loses_no_other(tmp_path: Path) -> None:
     """A kill may leave half a record at the end of a file."""
-    write(open_writer(tmp_path / "log" / "run", purge_step=1), "loss", [1, 2, 3])
+    write(EventFile(tmp_path / "log" / "run", purge_step=1), "loss", [1, 2, 3])
     [path] = (tmp_path / "log" / "run").iterdir()
     path.write_bytes(path.read_bytes()[:-5])
-    write(open_writer(tmp_path / "log" / "run", purge_step=3), "loss", [3, 4])
+    write(EventFile(tmp_path / "log" / "run", purge_step=3), "loss", [3, 4])
     assert list(tiny.curve(tmp_path, "run", "loss")) == [1, 2, 3, 4]
 
 

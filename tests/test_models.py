@@ -374,7 +374,7 @@ def test_one_segment_is_too_few_for_pairs(tmp_path: Path) -> None:
 
 def test_a_moved_start_is_found_by_its_weights(root: Path) -> None:
     (root / "bert").rename(root / "moved")
-    change_config(root / "runs" / "teacher_bert_qqp", ptrain_ver=str(root / "bert"))
+    tiny.change_config(root / "runs" / "teacher_bert_qqp", ptrain_ver=str(root / "bert"))
     flags = tiny.student_flags(root, total_step=2, warmup_step=1)
     with pytest.raises(
         UserError, match=f"^--teacher_exp teacher: its --ptrain_ver {root / 'bert'}: no such folder; if"
@@ -390,7 +390,7 @@ def test_a_moved_start_is_found_by_its_weights(root: Path) -> None:
 def test_a_teacher_that_keeps_no_checksum_is_told_by_sizes(root: Path) -> None:
     path = root / "runs" / "teacher_bert_qqp" / "config.json"
     saved = json.loads(path.read_text())
-    del saved["ptrain_sha256"]
+    del saved["ptrain_sha256"], saved["config_sha256"]
     path.write_text(json.dumps(saved))
     tiny.make_bert(root / "deep", layers=8)
     with pytest.raises(UserError, match="deep: has num_hidden_layers 8, but the teacher started from one of 4$"):
@@ -398,7 +398,7 @@ def test_a_teacher_that_keeps_no_checksum_is_told_by_sizes(root: Path) -> None:
 
 
 def test_a_random_start_needs_no_pretrained_model(root: Path) -> None:
-    change_config(root / "runs" / "teacher_bert_qqp", ptrain_ver=str(root / "gone"))
+    tiny.change_config(root / "runs" / "teacher_bert_qqp", ptrain_ver=str(root / "gone"))
     random = {"student_init": "random", "embedding_init": "random"}
     tiny.run_script("run_pkd_distill", **tiny.student_flags(root, total_step=2, warmup_step=1, **random))
 
@@ -564,7 +564,17 @@ def test_folders_of_the_authors_code_work(root: Path) -> None:
     """No kind, no encoder sizes, no tokenizer in the folder, `position_ids` in the checkpoint."""
     folder = root / "runs" / "teacher_bert_qqp"
     values = json.loads((folder / "config.json").read_text())
-    for name in ("kind", "encoder", "labels", "versions", "data_sha256", "method", "data_dir", "experiment_dir"):
+    for name in (
+        "kind",
+        "encoder",
+        "labels",
+        "versions",
+        "data_sha256",
+        "method",
+        "data_dir",
+        "experiment_dir",
+        "config_sha256",
+    ):
         values.pop(name, None)
     values["ptrain_ver"] = str(root / "bert")
     (folder / "config.json").write_text(json.dumps(values))

@@ -112,7 +112,7 @@ def test_a_panic_of_the_tokenizer_is_a_line() -> None:
     code, said = in_child(panic)
     assert code == 2
     assert said.rstrip().endswith(
-        "error: the tokenizer's library gave up (index out of bounds); is its tokenizer.json whole?"
+        "error: the tokenizers library broke off (index out of bounds); is the tokenizer damaged?"
     )
 
 

@@ -77,7 +77,8 @@ KILLS: dict[str, Callable[[], list[Patch]]] = {
         killed_when(tokens, "epoch_order", lambda seed, epoch, examples: epoch == 1),
     ],
     "three times in one epoch": lambda: [before_update(step) for step in (7, 8, 9)],
-    "before the tokenizer's first file": lambda: [at_rename("tokenizer.json", old=False)],
+    "before the tokenizer": lambda: [at_rename("tokenizer", old=False)],
+    "after the tokenizer": lambda: [at_rename("tokenizer", old=False, after=True)],
     "before config.json": lambda: [at_rename("config.json", old=False)],
     "before a checkpoint's first file": lambda: [at_rename("gate-1-5.pt", old=False)],
     "after a checkpoint's first file": lambda: [at_rename("gate-1-5.pt", old=False, after=True)],
@@ -184,9 +185,8 @@ def test_a_killed_evaluation_keeps_what_it_had(root: Path) -> None:
 def test_other_versions_give_a_note(root: Path) -> None:
     script, flags = flags_of(root, "teacher", "broken")
     in_child(lambda: tiny.run_script(script, **flags), before_update(8))
-    path = root / "broken" / "run_bert_qqp" / "config.json"
-    saved = json.loads(path.read_text())
-    path.write_text(json.dumps(saved | {"versions": saved["versions"] | {"threads": 7}}))
+    folder = root / "broken" / "run_bert_qqp"
+    tiny.change_config(folder, versions=tiny.config(folder)["versions"] | {"threads": 7})
     status, said = in_child(lambda: tiny.run_script(script, **flags))
     assert status == 0
     assert "note: the run was started on" in said
@@ -199,9 +199,9 @@ def test_a_state_is_bound_to_its_settings(root: Path) -> None:
     in_child(lambda: tiny.run_script(script, **flags), before_update(8))
     path = root / "broken" / "run_bert_qqp" / "config.json"
     saved = json.loads(path.read_text())
-    del saved["lr"]
+    del saved["lr"], saved["config_sha256"]
     path.write_text(json.dumps(saved))
-    with pytest.raises(UserError, match="state.pt: does not fit this run; delete it or start with --overwrite"):
+    with pytest.raises(UserError, match="was started with other settings: --lr was 0.01, now 0.5"):
         tiny.run_script(script, **flags | {"lr": 0.5})
     tiny.run_script(script, **flags)
 
@@ -262,7 +262,7 @@ def test_a_changed_tokenizer_is_refused(root: Path) -> None:
     text = path.read_text()
     path.write_text(text.replace('"w1":', '"w_":').replace('"w2":', '"w1":').replace('"w_":', '"w2":'))
     flags = {"experiment": "student", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
-    with pytest.raises(UserError, match="tokenizer is not as the run saved it; put its files back$"):
+    with pytest.raises(UserError, match="tokenizer is not what the run saved there, so its texts would be"):
         tiny.run_script("run_fine_tune_eval", **flags)
     path.write_text(text)
     tiny.run_script("run_fine_tune_eval", **flags)
@@ -277,7 +277,9 @@ def test_a_file_system_without_locks_is_no_other_process(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with files.locked(root / "runs" / "student_bert_qqp"):
-        assert f"cannot be locked ({os.strerror(number)}); nothing else may write here" in capsys.readouterr().err
+        assert (
+            f"is on a file system without locks ({os.strerror(number)}); see to it yourself" in capsys.readouterr().err
+        )
 
 
 def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +294,7 @@ def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "fsync", fsync)
     files.write_json(tmp_path / "a.json", {"a": 1})
     number = errno.EIO
-    with pytest.raises(UserError, match=r"cannot be synced \(Input/output error\); what was written is there$"):
+    with pytest.raises(UserError, match=r"what was written may not survive a power cut \(Input/output error\)$"):
         files.write_json(tmp_path / "a.json", {"a": 2})
     assert files.read_json(tmp_path / "a.json") == {"a": 2}
 
@@ -303,7 +305,7 @@ def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.Monk
 def test_one_writer(root: Path) -> None:
     flags = tiny.student_flags(root)
     with files.locked(root / "runs" / "student_bert_qqp"):
-        with pytest.raises(UserError, match=rf"another process \({os.getpid()}\) is training here; wait"):
+        with pytest.raises(UserError, match=rf"another process is training here \(process {os.getpid()} on .*\); wait"):
             tiny.run_script("run_lad_distil", "--weak_teacher", **flags)
         with files.locked(root / "runs" / "teacher_bert_qqp"):
             evaluation(root)()

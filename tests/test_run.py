@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fine_tune import finetune
+from fine_tune.core import files
 from fine_tune.core.errors import UserError
 from fine_tune.training import run
 from tests import tiny
@@ -22,7 +23,7 @@ from tests.built import METHODS, classifier, distillation, make_tokens
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter]:
     """Count by path how often a file's content is hashed, and how often a config.json is read."""
     counts = {"hashed": Counter(), "read": Counter()}
-    digest, read_bytes = hashlib.file_digest, Path.read_bytes
+    digest, read_bytes = hashlib.file_digest, files.read_bytes
 
     def file_digest(file: IO[bytes], *args: Any) -> Any:
         counts["hashed"][Path(file.name)] += 1
@@ -33,7 +34,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter]:
         return read_bytes(path)
 
     monkeypatch.setattr(hashlib, "file_digest", file_digest)
-    monkeypatch.setattr(Path, "read_bytes", counting)
+    monkeypatch.setattr(files, "read_bytes", counting)
     return counts
 
 

@@ -1,6 +1,7 @@
 """Tiny random BERTs and question pairs made on the spot, and the scripts run on them."""
 
 import importlib
+import json
 import random
 import sys
 from pathlib import Path
@@ -107,6 +108,17 @@ def student_flags(root: Path, **changes: object) -> dict[str, object]:
 def paths(root: Path) -> dict[str, object]:
     """Return the flags that say where data and runs lie in `root`."""
     return {"data_dir": root / "data", "experiment_dir": root / "runs"}
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a run."""
+    return json.loads((folder / "config.json").read_text())
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    """Change a run's config.json as somebody would who vouches for it: without its checksum."""
+    rest = {name: value for name, value in config(folder).items() if name != "config_sha256"}
+    (folder / "config.json").write_text(json.dumps(rest | changes))
 
 
 def load(path: Path) -> Any:

@@ -5,13 +5,23 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fine_tune.cli.runs import PROJECT_ROOT, own_folder
+from fine_tune.cli.runs import COUNT, PROJECT_ROOT, own_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import read_json, sha256
+from fine_tune.core.shapes import Shape
 from fine_tune.data.tasks import task_spec
 
 Row = dict[str, Any]  # of a checkpoint: its step, its scores by metric, and the facts of how they were found
 NOT_SCORES = {"step", "sha256", "predicted", "seconds", "device", "threads"}
+SCORE: Shape = (float, None)  # null where it is not defined
+ROW: Shape = {"step": COUNT, "sha256": str, "predicted": [COUNT], "seconds": float, "device": str, "threads": COUNT}
+EVALUATION: Shape = {
+    "checkpoints": [ROW | {str: SCORE}],
+    "majority": {str: SCORE},
+    "rows": COUNT,
+    "data_sha256": str,
+    "finished": bool,
+}
 BEST = "best"  # the value of --ckpt that leaves the choice to the evaluation
 
 
@@ -34,28 +44,16 @@ def logits_path(folder: Path, dataset: str, step: int) -> Path:
 
 def read_evaluation(path: Path) -> Evaluation:
     """Read the file at `path`, none of whose scores is null any more but nan; raises UserError naming it."""
-    content = read_json(path)
-    rows = content.pop("checkpoints", [])
+    try:
+        content = read_json(path, EVALUATION)
+        rows = content.pop("checkpoints", [])
+        if not all("step" in row for row in rows):
+            raise UserError(f"{path}: a row of its checkpoints lacks the step")
+    except UserError as error:
+        raise UserError(f"{error}; delete it and evaluate again") from error
     content.pop("best", None)
-    if not isinstance(rows, list) or not all(map(is_row, rows)):
-        raise UserError(f"{path}: its checkpoints are no list of steps with scores; delete it and evaluate again")
-    majority = content.get("majority", {})
-    if not isinstance(majority, dict) or not all(map(is_score, majority.values())):
-        raise UserError(f"{path}: its majority is no object of scores; delete it and evaluate again")
     known = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
-    return Evaluation(known, content)
-
-
-def is_row(row: Any) -> bool:
-    """Tell whether a value from a file is a step with scores, numbers or null."""
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
-        return False
-    return all(is_score(row[name]) for name in scored(row))
-
-
-def is_score(value: Any) -> bool:
-    """Tell whether a value from a file is a number, or null for one that is not defined."""
-    return value is None or isinstance(value, (int, float))
+    return Evaluation([*{row["step"]: row for row in known}.values()], content)
 
 
 def scored(row: Row) -> list[str]:

@@ -1,7 +1,6 @@
 """The parser that reports all problems of a command together, and what a script's end looks like to a user."""
 
 import argparse
-import os
 import re
 import signal
 import sys
@@ -159,6 +158,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """Call a script's main; a Stop becomes one line `<script>: error: <message>` and its exit code."""
     output.prepare()
     interrupt.listen()
+    torchrun.end_with_parent()
     note = threads.prepare()  # before main imports torch
     if note and torchrun.is_main_process():
         print(note, file=sys.stderr)
@@ -168,16 +168,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             sys.stdout.flush()
         except BrokenPipeError:  # who reads, as head does, has enough
             sys.exit(128 + signal.SIGPIPE)
-        except ModuleNotFoundError as error:
-            raise missing_package(error) from error
-        except OSError as error:  # a file or folder that nobody thought of
-            if error.filename is None:
-                raise
-            raise UserError(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
         except BaseException as error:
-            if type(error).__module__ != "pyo3_runtime":  # a panic of the tokenizer's library, in Rust
+            stop = as_stop(error)
+            if stop is None:
                 raise
-            raise UserError(f"the tokenizer's library gave up ({error}); is its tokenizer.json whole?") from error
+            raise stop from error
     except Stop as stop:
         if torchrun.LOCAL_RANK == 0:  # the others on this machine stop for the same reason
             print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)
@@ -187,10 +182,21 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def missing_package(error: ModuleNotFoundError) -> Exception:
+def as_stop(error: BaseException) -> UserError | None:
+    """Return the line for what the system or a library refused; None for what is a bug, or a Stop already."""
+    if isinstance(error, ModuleNotFoundError):
+        return missing_package(error)
+    if isinstance(error, OSError):
+        return UserError(f"{error.filename}: {error.strerror}" if error.filename else f"the system refused: {error}")
+    if type(error).__name__ == "PanicException":  # how Rust ends in Python; no Exception, so that nobody catches it
+        return UserError(f"the tokenizers library broke off ({error}); is the tokenizer damaged?")
+    return None
+
+
+def missing_package(error: ModuleNotFoundError) -> UserError | None:
     """Return what to say of a package that is not installed; a module of our own that is missing is a bug."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "fine_tune"):
-        return error
+        return None
     cure = "activate the environment (. .venv/bin/activate, which bash scripts/setup.sh makes)"
     return UserError(f"{sys.executable} has no package {package}; {cure}, or pip install -r requirements.txt there")

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-import math
 import os
+import re
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fine_tune.core.errors import UserError, nearest
 from fine_tune.core.files import read_json
+from fine_tune.core.shapes import Between, Shape
 from fine_tune.data.tasks import Split, task_spec
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
-SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size")
+SIZES = "num_hidden_layers hidden_size intermediate_size num_attention_heads type_vocab_size vocab_size".split()
 STATE = "state.pt"  # what a resume needs; a finished run has none
 INHERITED = ("dataset", "max_seq_len", "num_class", "ptrain_ver")  # a distiller takes these from its teacher
 
@@ -25,9 +25,32 @@ RESUMABLE_FLAGS = set(
     "experiment_dir weak_teacher eval_step eval_dataset".split()
 )
 USAGE = ("wall_seconds", "peak_memory_gib")  # what a finished run took
+SEALS = {"config_sha256", "tokenizer_sha256"}  # by which a change to what was written is seen
 # In config.json all the same:
-NOT_FLAGS = set(
-    "kind method program labels encoder data_sha256 teacher_sha256 ptrain_commit ptrain_sha256 tokenizer_sha256".split()
+NOT_FLAGS = SEALS | set(
+    "kind method program labels encoder data_sha256 teacher_sha256 ptrain_commit ptrain_sha256".split()
+)
+
+PLAIN = re.compile(r"[A-Za-z0-9._-]{1,100}")
+SIZE, COUNT = range(1, 10**6), range(0, 10**15)
+ENCODER: Shape = dict.fromkeys((*SIZES, "max_position_embeddings"), SIZE) | {
+    "hidden_act": PLAIN,
+    "hidden_dropout_prob": Between(0, 1),
+    "attention_probs_dropout_prob": Between(0, 1),
+    "layer_norm_eps": Between(0, 1),
+    "initializer_range": Between(0, 1e6),
+    "pad_token_id": (COUNT, None),
+}
+CONFIG: Shape = (  # of what is read from a config.json; the values of other flags may be anything
+    dict.fromkeys("experiment model task dataset teacher_exp tmodel method alp_exp probing_exp".split(), (PLAIN, None))
+    | dict.fromkeys({"ptrain_ver", "program", "ptrain_commit", *SEALS}, str)
+    | dict.fromkeys(("data_sha256", "teacher_sha256", "ptrain_sha256"), str)
+    | dict.fromkeys(("max_seq_len", "num_class", "ranks"), SIZE)
+    | dict.fromkeys("d_model d_ff num_attention_heads num_hidden_layers type_vocab_size".split(), SIZE)
+    | dict.fromkeys(("total_step", "tckpt", "seed"), COUNT)
+    | dict.fromkeys(("mu", "soft_weight", "wall_seconds"), float)
+    | {"kind": {"teacher", "student"}, "device_id": range(-1, 10**6), "dropout": Between(0, 1), "encoder": ENCODER}
+    | {"labels": [str], "id2label": {str: str}, "versions": ({}, None), "peak_memory_gib": {str: float}}
 )
 
 
@@ -61,52 +84,6 @@ def data_file(flags: Namespace, split: Split) -> Path:
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 
-KINDS = {  # of the values that are read of a config.json
-    "a whole number": "device_id max_seq_len num_class num_hidden_layers seed tckpt total_step d_model d_ff "
-    "num_attention_heads type_vocab_size ckpt_step batch_size accum_step",
-    "a number": "mu soft_weight hard_weight softmax_temp dropout lr gate_lr",
-    "a text": "kind dataset ptrain_ver method model task experiment teacher_exp tmodel program pad_loss data_sha256 "
-    "teacher_sha256 ptrain_sha256 tokenizer_sha256",
-    "a list": "labels",
-    "an object": "encoder id2label versions",
-}
-SIZE_KINDS = {
-    "a whole number": "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
-    "max_position_embeddings type_vocab_size pad_token_id",
-    "a number": "hidden_dropout_prob attention_probs_dropout_prob layer_norm_eps initializer_range",
-    "a text": "hidden_act",
-}
-BIGGEST = 10**9  # no whole number in a config is bigger
-
-
-def is_kind(value: Any, kind: str) -> bool:
-    """Tell whether a value from a file is of one of KINDS."""
-    if kind == "a whole number":
-        return type(value) is int and abs(value) < BIGGEST
-    if kind == "a number":
-        return type(value) in (int, float) and abs(value) < math.inf
-    return isinstance(value, {"a text": str, "a list": list, "an object": dict}[kind])
-
-
-def wrong_kinds(values: dict[str, Any], kinds: dict[str, str], prefix: str = "") -> Iterator[str]:
-    """Yield what is wrong with the kinds of `values`."""
-    for kind, names in kinds.items():
-        for name in names.split():
-            if name in values and not is_kind(values[name], kind):
-                yield f"{prefix}{name} {values[name]!r}, which must be {kind}"
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read the config.json of a run; raises UserError naming it when it is missing or values are of another kind."""
-    values = read_json(path)
-    found = list(wrong_kinds({name: value for name, value in values.items() if value is not None}, KINDS))
-    if not found and values.get("encoder") is not None:
-        found = list(wrong_kinds(values["encoder"], SIZE_KINDS, "encoder."))
-    if found:
-        raise UserError(f"{path}: has {found[0]}")
-    return values
-
-
 def read_run(flag: str, folder: Path, flags: Namespace) -> Namespace:
     """Read the config.json of the run in `folder`, which `flag` named; what the authors do not write is added.
 
@@ -116,19 +93,15 @@ def read_run(flag: str, folder: Path, flags: Namespace) -> Namespace:
     """
     path = folder / "config.json"
     try:
-        saved = read_config(path)
+        saved = complete_config(path)
     except UserError as error:
         if os.path.lexists(path):
             raise UserError(f"--{flag}: {error}") from None
         others = f"--{'tmodel' if flag == 'teacher_exp' else 'model'}, --task, --experiment_dir"
         hint = nearest_run(folder, flags.task)
         raise UserError(f"--{flag}: {error}; is this the run you meant (check {others})?{hint}") from None
-    saved.setdefault("kind", "teacher" if "ptrain_ver" in saved else "student")
-    missing = missing_keys(saved)
-    if missing:
-        raise UserError(f"--{flag}: {path}: lacks {', '.join(missing)}, so it is not a run's config")
-    saved.setdefault("ptrain_ver", "bert-base-uncased")  # the authors' students do not name theirs
-    labels = saved.get("labels") or [saved["id2label"][key] for key in sorted(saved.get("id2label", {}), key=int)]
+    named = saved.get("id2label", {})
+    labels = saved.get("labels") or [named[key] for key in sorted(named, key=lambda key: (len(key), key))]
     wanted = task_spec(flags).labels
     if labels and labels != list(wanted):
         raise UserError(
@@ -149,15 +122,39 @@ def nearest_run(folder: Path, task: str) -> str:
     return nearest(folder.name, sorted(names)).replace(f"_{model_and_task}?", "?")
 
 
-def missing_keys(saved: dict[str, Any]) -> list[str]:
-    """Return what the content of a run's config.json lacks."""
-    missing = [key for key in (*INHERITED[:3], "device_id") if saved.get(key) is None]
-    if saved["kind"] == "teacher" and saved.get("ptrain_ver") is None:
+def complete_config(path: Path) -> dict[str, Any]:
+    """Read a run's config.json with what the authors do not write; raises UserError naming what it lacks."""
+    saved = read_config(path)
+    missing = [key for key in (*INHERITED[:3], "device_id") if key not in saved]
+    saved.setdefault("kind", "teacher" if "ptrain_ver" in saved else "student")
+    if saved["kind"] == "teacher" and "ptrain_ver" not in saved:
         missing.append("ptrain_ver")
+    saved.setdefault("ptrain_ver", "bert-base-uncased")  # the authors' students do not name theirs
     if "encoder" in saved:
-        sizes = saved["encoder"] if isinstance(saved["encoder"], dict) else {}
-        missing += [f"encoder.{key}" for key in SIZES if key not in sizes]
-    return missing
+        missing += [f"encoder.{key}" for key in SIZES if key not in saved["encoder"]]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}, so it is not a run's config")
+    return saved
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config.json; raises UserError naming `path` when it holds what it cannot, or was changed by hand."""
+    saved = read_json(path, CONFIG)
+    if saved.get("config_sha256") not in (None, seal(saved)):
+        cure = "put it back as it was; if you vouch for it, take config_sha256 out of it"
+        raise UserError(f"{path}: was changed since the run wrote it; {cure}")
+    return saved
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Return `content` as config.json holds it, with the checksum by which a change to it is seen."""
+    return content | {"config_sha256": seal(content)}
+
+
+def seal(content: dict[str, Any]) -> str:
+    """Return the checksum of all in `content` but a checksum of that kind."""
+    rest = {name: value for name, value in content.items() if name != "config_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_teacher(flags: Namespace) -> Namespace:
@@ -169,15 +166,9 @@ def read_teacher(flags: Namespace) -> Namespace:
     return teacher
 
 
-def settings_digest(config: Namespace) -> str:
-    """Return a checksum of all in a run's config that makes its numbers, for its saved state to be bound to."""
-    own = shared_settings(vars(config)) | {"seed": config.seed}
-    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def shared_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run's config.json that its repeats with other seeds have in common."""
-    own = RESUMABLE_FLAGS | {"experiment", "seed", "versions", "ranks", "program", "tokenizer_sha256", *USAGE}
+    own = RESUMABLE_FLAGS | SEALS | {"experiment", "seed", "versions", "ranks", "program", *USAGE}
     own |= {"ptrain_ver"} if "ptrain_sha256" in config else set()
     return {name: value for name, value in config.items() if name not in own}
 
@@ -195,8 +186,7 @@ class SavedConfig(NamedTuple):
 def saved_config(flags: Namespace) -> SavedConfig:
     """Read the config.json of the run that `flags` describe, if it is there."""
     path = own_folder(flags) / "config.json"
-    written = last_written(path)
-    return SavedConfig(read_config(path) if written else {}, written)
+    return SavedConfig(read_config(path) if os.path.lexists(path) else {}, last_written(path))
 
 
 def last_written(path: Path) -> int:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fine_tune.core import interrupt
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import atomic_write, make_folder, sha256, waiting_lock
+from fine_tune.core.files import atomic_write, make_folder, open_file, read_bytes, sha256, waiting_lock
 from fine_tune.data.tasks import TASKS
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
@@ -247,12 +247,12 @@ def unpack(archive: Archive, path: Path, data_dir: Path) -> None:
     """
     budget = BOMB * archive.size
     try:
-        with zipfile.ZipFile(path) as opened:
+        with open_file(path) as packed, zipfile.ZipFile(packed) as opened:
             for name in archive.members:
                 target = data_dir / name
                 make_folder(target.parent)
-                with opened.open(name) as packed, atomic_write(target) as file:
-                    budget -= copy_within(packed, file, budget, path)
+                with opened.open(name) as member, atomic_write(target) as file:
+                    budget -= copy_within(member, file, budget, path)
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]}") from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
@@ -273,7 +273,7 @@ def copy_within(packed: IO[bytes], file: IO[bytes], budget: int, path: Path) -> 
 def place(path: Path, target: Path) -> None:
     """Copy a file that is no archive to `target`, whole or not at all."""
     make_folder(target.parent)
-    with open(path, "rb") as source, atomic_write(target) as file:
+    with open_file(path) as source, atomic_write(target) as file:
         shutil.copyfileobj(source, file)
 
 
@@ -297,5 +297,5 @@ def assemble_mrpc(files: dict[str, Path], data_dir: Path) -> None:
 
 def lines(path: Path) -> list[str]:
     """Return the lines of a text in UTF-8 without BOM and line ends, whatever these are."""
-    text = path.read_bytes().decode("utf-8-sig", errors="strict")
+    text = read_bytes(path).decode("utf-8-sig", errors="strict")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fine_tune.core.files import atomic_write
+from fine_tune.core.files import atomic_write, open_file
 
 
 def write_logits(path: Path, logits: np.ndarray) -> None:
@@ -22,8 +22,9 @@ def read_logits(path: Path, num_class: int, rows: int | None) -> np.ndarray | No
     `rows` is n, None where it is not known.
     """
     try:
-        logits = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with open_file(path) as file:
+            logits = np.load(file, allow_pickle=False)
+    except Exception:  # a damaged or foreign file makes numpy raise nearly anything
         return None
     fits = logits.ndim == 2 and logits.shape[1] == num_class and rows in (None, len(logits))
     return logits if fits else None

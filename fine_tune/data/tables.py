@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import atomic_folder, sha256, write_json
+from fine_tune.core.files import atomic_folder, read_bytes, sha256, write_json
 from fine_tune.data.tasks import TASK_FILE, one_line
 from fine_tune.data.tsv import NUMBER
 
@@ -62,11 +62,7 @@ def read_table(path: Path, texts: list[str], label: str, labelled: bool) -> list
 
 def decoded(path: Path) -> str:
     """Return the text of a file in UTF-8 without its BOM; raises UserError naming the line that is something else."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    problem = None
+    content, problem = read_bytes(path), None
     try:
         text = content.decode("utf-8-sig")
         if "\0" not in text:

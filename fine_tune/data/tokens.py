@@ -4,7 +4,6 @@ Shapes: n examples, T word pieces in all, B batch, R rows of a batch.
 """
 
 import hashlib
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -16,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from fine_tune.core import interrupt
-from fine_tune.core.files import atomic_write, make_folder
+from fine_tune.core.files import atomic_write, make_folder, open_file
 from fine_tune.data.layout import Layout, moved
 from fine_tune.data.tasks import Split, TaskSpec
 from fine_tune.data.tsv import Example, read_examples
@@ -120,12 +119,13 @@ def load(
 def read_cache(path: Path, key: str) -> Tokens | None:
     """Return the arrays in `path`, or None when it is missing, half-written, damaged or made from something else."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:  # the zip's own checksums are verified on reading
+        # The zip's own checksums are verified on reading.
+        with open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
                 return None
             tokens = Tokens(arrays["ids"], arrays["offsets"], arrays["first_segment"], arrays["labels"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile):
-        return None  # zipfile alone has a dozen ways to be surprised by one flipped byte
+    except Exception:  # zipfile alone has a dozen ways to be surprised by one flipped byte
+        return None
     whole = len(tokens.offsets) == len(tokens.first_segment) + 1 == len(tokens) + 1 and tokens.offsets[-1] == len(
         tokens.ids
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import require_file
+from fine_tune.core.files import read_bytes
 from fine_tune.data.tasks import Split, TaskSpec
 
 LONGEST = 100_000  # characters of a field: what is longer was once many lines
@@ -26,11 +26,7 @@ def read_examples(path: Path, spec: TaskSpec, split: Split) -> list[Example]:
 
     Raises UserError `path:line: reason` at the first malformed line.
     """
-    require_file(path)
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    lines = read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     while lines and not lines[-1].strip(b"\r"):
         lines.pop()  # a missing or doubled final newline loses nothing
     examples = []

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import folder_digest
+from fine_tune.core.files import folder_sha256
 from fine_tune.data.tokens import Batch
 from fine_tune.models.encoder import encode
 from fine_tune.models.linear import convert
@@ -118,21 +118,37 @@ def start_student(student: BertModel, source: BertModel, flags: Namespace) -> No
 def run_sizes(config: Namespace, source: str) -> dict[str, Any]:
     """Return the encoder's sizes of a saved run; the authors' config.json has only a student's, by their flags."""
     if hasattr(config, "encoder"):
-        return config.encoder
+        return {key: config.encoder[key] for key in SIZES if key in config.encoder}
     base = sizes(find_pretrained(config.ptrain_ver, source).config)
-    return base | student_sizes(config) if config.kind == "student" else base
+    if config.kind == "teacher":
+        return base
+    try:
+        return base | student_sizes(config)
+    except AttributeError as error:
+        raise UserError(f"{source}: its config.json lacks {error.name}, so its student cannot be built") from error
 
 
 def run_tokenizer(config: Namespace, folder: Path, vocab_size: int, source: str) -> Any:
-    """Return the tokenizer saved in the run's folder, or for the authors' folders that of the pre-trained model."""
-    if (folder / "tokenizer").is_dir():
-        known = getattr(config, "tokenizer_sha256", None)  # older runs do not say
-        if known and folder_digest(folder / "tokenizer") != known:
-            raise UserError(f"{source}: {folder / 'tokenizer'} is not as the run saved it; put its files back")
-        return load_tokenizer(folder / "tokenizer", vocab_size, source)
-    return find_pretrained(config.ptrain_ver, source).tokenizer
+    """Return the tokenizer saved in the run's folder, or for the authors' folders that of the pre-trained model.
+
+    Raises UserError when it is no longer the one that the run saved.
+    """
+    saved = folder / "tokenizer"
+    if not saved.is_dir():
+        return find_pretrained(config.ptrain_ver, source).tokenizer
+    known = getattr(config, "tokenizer_sha256", None)
+    if known not in (None, folder_sha256(saved)):
+        raise UserError(f"{source}: {saved} is not what the run saved there, so its texts would be read otherwise")
+    return load_tokenizer(saved, vocab_size, source)
 
 
 def empty_classifier(config: Namespace, source: str) -> BertClassifier:
-    """Return an untrained classifier of the shape of a saved run, for its checkpoints to be loaded into."""
-    return BertClassifier(empty_encoder(run_sizes(config, source)), config.num_class, getattr(config, "dropout", 0.0))
+    """Return an untrained classifier of the shape of a saved run, for its checkpoints to be loaded into.
+
+    Raises UserError when there is no BERT of such sizes.
+    """
+    shape = run_sizes(config, source)
+    try:
+        return BertClassifier(empty_encoder(shape), config.num_class, getattr(config, "dropout", 0.0))
+    except (KeyError, ValueError, AssertionError) as error:  # whatever the library makes of sizes that do not fit
+        raise UserError(f"{source}: its config.json describes no BERT ({error})") from error

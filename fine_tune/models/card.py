@@ -11,9 +11,18 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 
 from fine_tune.cli.evaluations import best, evaluation_path, read_evaluation
-from fine_tune.cli.runs import INHERITED, NOT_FLAGS, RESUMABLE_FLAGS, USAGE, own_folder, shared_settings, teacher_folder
+from fine_tune.cli.runs import (
+    INHERITED,
+    NOT_FLAGS,
+    RESUMABLE_FLAGS,
+    USAGE,
+    complete_config,
+    own_folder,
+    read_config,
+    shared_settings,
+    teacher_folder,
+)
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import read_json
 from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.models.bert import empty_classifier
 
@@ -100,7 +109,7 @@ def teacher_config(flags: Namespace) -> Namespace | None:
     """Return the config of the run's teacher, None without one or where its folder is not here."""
     try:
         folder = folder_of_teacher(flags) if hasattr(flags.run_config, "teacher_exp") else None
-        return Namespace(**read_json(folder / "config.json")) if folder else None
+        return Namespace(**complete_config(folder / "config.json")) if folder else None
     except UserError:
         return None
 
@@ -170,7 +179,7 @@ def other_seeds(flags: Namespace) -> Iterator[Path]:
     own, folder = vars(flags.run_config), own_folder(flags)
     for path in sorted(folder.parent.glob(f"*_{flags.task}/config.json")):
         try:
-            other = read_json(path)
+            other = read_config(path)
         except UserError:
             continue
         alike = shared_settings(own) == shared_settings(other)

@@ -1,19 +1,22 @@
 """Model, gate and state files of a run: written atomically, verified when read."""
 
+import json
 import math
+import os
 import re
 import warnings
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import nn
 
-from fine_tune.cli.runs import STATE
+from fine_tune.cli.runs import STATE, require_same_settings
 from fine_tune.core import torchrun
 from fine_tune.core.errors import NotFinite, UserError
-from fine_tune.core.files import atomic_write, require_file
+from fine_tune.core.files import atomic_write, json_bytes, open_file
 from fine_tune.training.log import print0
 from fine_tune.training.task import Task
 
@@ -32,12 +35,7 @@ def load(path: Path) -> Any:
 
     Raises UserError naming `path` when it is damaged.
     """
-    require_file(path)
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    with file, warnings.catch_warnings():
+    with open_file(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch has advice about files that it then refuses
         try:
             has_checksums = zipfile.is_zipfile(file)
@@ -120,15 +118,15 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def save_state(
-    folder: Path, step: int, task: Task, streams: list[dict[str, Any]], seconds: float, settings: str
+    folder: Path, step: int, task: Task, streams: list[dict[str, Any]], seconds: float, config: Namespace
 ) -> None:
     """Write all that a resume after `step` needs into one file; data order and learning rates follow from the step.
 
-    `streams` are the `random_streams` of every rank, `seconds` the run's wall time so far, `settings` the checksum of
-    what makes its numbers.
+    `streams` are the `random_streams` of every rank, `seconds` the run's wall time so far; the settings in `config`
+    tell whose state it is.
     """
     state = {
-        "settings": settings,
+        "settings": json.loads(json_bytes(vars(config))),  # plain values, as load takes them
         "step": step,
         "modules": {name: module.state_dict() for name, module in task.trainable_modules.items()},
         "optimizers": {name: group.optimizer.state_dict() for name, group in task.optimizers.items()},
@@ -144,49 +142,58 @@ def random_streams() -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "gpus": {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}}
 
 
-def resume(folder: Path, task: Task, settings: str, total_step: int) -> tuple[int, float]:
+def resume(folder: Path, task: Task, config: Namespace) -> tuple[int, float]:
     """Put everything back as `save_state` found it; return its step and seconds, 0 if there is no state.
 
-    Raises UserError when the state is of a run of other `settings`, or does not fit this one.
+    Raises UserError when it is the state of other settings than `config`, or not this task's.
     """
     path = folder / STATE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return 0, 0.0
     state = load(path)
     try:
-        if state.get("settings", settings) != settings:  # older states do not say
-            raise ValueError
-        step, seconds = int(state["step"]), float(state.get("seconds", 0))
-        if not 0 < step <= total_step or not math.isfinite(seconds):
-            raise ValueError
+        if "settings" in state:  # older states do not say
+            require_same_settings(state["settings"], config)
+        require(type(state["step"]) is int and 0 < state["step"] <= config.total_step)
+        require(math.isfinite(state.get("seconds", 0)))  # older states do not say
         for name, module in task.trainable_modules.items():
+            require_alike(state["modules"][name], module.state_dict())
             module.load_state_dict(state["modules"][name])
         for name, group in task.optimizers.items():
-            load_optimizer(group.optimizer, state["optimizers"][name])
+            load_optimizer(group.optimizer, state["optimizers"][name]["state"])
         streams = state["random"][torchrun.RANK]
         torch.set_rng_state(streams["cpu"])
         for gpu, stream in streams["gpus"].items():
             if gpu < torch.cuda.device_count():  # devices may be others now
                 torch.cuda.set_rng_state(stream, gpu)
-        return step, seconds
+        return state["step"], float(state.get("seconds", 0))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit this run; delete it or start with --overwrite") from error
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load AdamW's two averages of every parameter; ValueError where they are not of its shape and type.
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, torch.Tensor]]) -> None:
+    """Load the moments of AdamW by parameter; ValueError when they are not its parameters'.
 
-    The fused kernel trusts them. What the flags say of an optimiser stays theirs.
+    A fused optimiser takes whatever it is given, and may end the process. Its settings are not the file's but its own.
     """
-    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not set(state["state"]) <= set(range(len(parameters))):
+    require(len(saved) > 0)
+    for index, moments in saved.items():
+        own = {"step": torch.zeros(()), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
+        require_alike(moments, own)
+    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def require_alike(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError unless the tensors of `saved` can take the place of `own`: shapes, types, strides."""
+    require(saved.keys() == own.keys())
+    for name, tensor in own.items():
+        found = saved[name]
+        require(type(found) in (torch.Tensor, nn.Parameter) and found.layout == tensor.layout)
+        require((found.shape, found.dtype, found.stride()) == (tensor.shape, tensor.dtype, tensor.stride()))
+
+
+def require(fact: bool) -> None:
+    """Raise ValueError unless `fact` holds of a saved state."""
+    if not fact:
         raise ValueError
-    for index, saved in state["state"].items():
-        like = (parameters[index].shape, parameters[index].dtype)
-        averages = saved["exp_avg"], saved["exp_avg_sq"]
-        if len(saved) != 3 or saved["step"].numel() != 1 or any((each.shape, each.dtype) != like for each in averages):
-            raise ValueError
-    optimizer.load_state_dict(state)
-    for group, options in zip(optimizer.param_groups, own, strict=True):
-        group.update(options)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fine_tune.cli.runs import data_file, own_folder
+from fine_tune.cli.runs import data_file, own_folder, sealed
 from fine_tune.core.errors import UserError
-from fine_tune.core.files import atomic_folder, atomic_write, folder_digest, locked, make_folder, sha256, write_json
+from fine_tune.core.files import atomic_folder, atomic_write, locked, make_folder, sha256, write_json
 from fine_tune.core.memory import needs_memory
 from fine_tune.data.tasks import TaskSpec, task_spec
 from fine_tune.data.tokens import by_length
@@ -98,9 +98,8 @@ def import_teacher(flags: Namespace) -> None:
     with locked(folder):
         make_folder(folder)
         checkpoint.save(folder / "model-0.pt", {key: value.cpu() for key, value in model.state_dict().items()})
-        save_tokenizer(found.tokenizer, folder / "tokenizer")
-        config.tokenizer_sha256 = folder_digest(folder / "tokenizer")
-        write_json(folder / "config.json", vars(config))  # last: it says that the folder is a run's
+        config.tokenizer_sha256 = save_tokenizer(found.tokenizer, folder / "tokenizer")
+        write_json(folder / "config.json", sealed(vars(config)))  # last: it says that the folder is a run's
     for metric, value in scores(spec, logits, sample.labels).items():
         print(f"{metric}\t{value:.4f}")
     print0(f"written: {folder}; scores on {len(sample)} examples of {flags.dataset}; it teaches by --tckpt 0")

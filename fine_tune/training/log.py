@@ -1,17 +1,23 @@
 """What a user sees of a run: lines of information, the progress line and tensorboard."""
 
+import os
 import re
 import shutil
+import socket
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import text
 from tqdm import tqdm
 
 from fine_tune.core.errors import UserError
@@ -49,11 +55,54 @@ def progress(total: int, initial: int, what: str) -> tqdm:
     return tqdm(total=total, initial=initial, dynamic_ncols=True, **same)
 
 
-def open_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
-    """Open a tensorboard folder; its readers forget what was logged there before from `purge_step` on."""
-    make_folder(folder)
-    date_back(folder)
-    return SummaryWriter(str(folder), purge_step=purge_step)
+class EventFile:
+    """A file of tensorboard's in `folder`, by the main process; readers forget the earlier ones from `purge_step` on.
+
+    It costs no run: when the system refuses it, a note says so and nothing more is written.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self.folder, self.file = folder, None
+        with self.survived():
+            if is_main_process():
+                make_folder(folder)
+                date_back(folder)
+                name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+                self.file = open(folder / name, "xb")
+        self.add(file_version="brain.Event:2")
+        if purge_step is not None:
+            self.add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, **content: Any) -> None:
+        """Write an event through to the system: what is lost from memory later is not logged again by a resume."""
+        with self.survived():
+            if self.file:
+                RecordWriter(self.file).write(Event(wall_time=time.time(), **content).SerializeToString())
+                self.file.flush()
+                if not os.fstat(self.file.fileno()).st_nlink:
+                    raise FileNotFoundError("its file was removed")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Write values by tag."""
+        if values:
+            points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+            self.add(step=step, summary=Summary(value=points))
+
+    @contextmanager
+    def survived(self) -> Iterator[None]:
+        """Go on without the file, after a note, when the system refuses what the block does."""
+        try:
+            yield
+        except (OSError, UserError) as error:
+            print0(f"note: nothing is logged in {self.folder} from here on ({error})")
+            self.close()
+
+    def close(self) -> None:
+        """Write no more."""
+        file, self.file = self.file, None
+        with suppress(OSError):
+            if file:
+                file.close()
 
 
 def date_back(folder: Path) -> None:
@@ -78,9 +127,7 @@ class Log:
     def __init__(
         self, folder: Path, tag: str, start: int, total_step: int, log_step: int, before: Callable[[], None]
     ) -> None:
-        self.folder, self.writer = folder, None
-        with self.survived():
-            self.writer = open_writer(folder, purge_step=start + 1) if is_main_process() else None
+        self.events = EventFile(folder, purge_step=start + 1)
         self.progress = progress(total_step, start, "step")
         self.tag, self.log_step, self.total_step, self.before = tag, log_step, total_step, before
         self.first = start + 1  # where a resume begins to log anew
@@ -88,11 +135,9 @@ class Log:
 
     def describe(self, config: Namespace) -> None:
         """Put the run's command, settings and versions into tensorboard, and its row under HPARAMS."""
-        with self.survived():
-            if self.writer:
-                for name, text in provenance.texts(config).items():
-                    self.writer.add_text(name, text, self.first)
-                self.writer.file_writer.add_summary(provenance.hparams(config), self.first)
+        for name, content in provenance.texts(config).items():
+            self.events.add(step=self.first, summary=text(name, content))
+        self.events.add(step=self.first, summary=provenance.hparams(config))
 
     def due(self, step: int) -> bool:
         """Tell whether a step goes into tensorboard."""
@@ -128,40 +173,19 @@ class Log:
 
     def write(self, step: int, values: dict[str, float | np.ndarray]) -> None:
         """Put values by tag into tensorboard: scalars, and about ten times a run matrices, as pictures."""
-        with self.survived():
-            for tag, value in values.items() if self.writer else ():
-                if not isinstance(value, np.ndarray):
-                    self.writer.add_scalar(tag, value, step)
-                elif self.is_pictured(step):
-                    picture = pictures.summary(tag, value, TITLES[tag.rpartition("/")[2]])
-                    self.writer.file_writer.add_summary(picture, step)
+        matrices = {tag: value for tag, value in values.items() if isinstance(value, np.ndarray)}
+        self.events.scalars(step, {tag: value for tag, value in values.items() if tag not in matrices})
+        for tag, value in matrices.items():
+            if self.is_pictured(step):
+                title = TITLES[tag.rpartition("/")[2]]
+                self.events.add(step=step, summary=pictures.summary(tag, value, title))
 
     def is_pictured(self, step: int) -> bool:
         """Tell whether a step that is due is the first one, the last one, or the first in a tenth of the run."""
         tenth, before = (10 * each // self.total_step for each in (step, step - self.log_step))
         return step in (self.log_step, self.total_step) or tenth > before
 
-    @contextmanager
-    def survived(self) -> Iterator[None]:
-        """Go on without tensorboard, after a note, when the system refuses what the block writes: it costs no run."""
-        try:
-            yield
-        except (OSError, UserError) as error:
-            print0(f"note: nothing is logged in {self.folder} from here on ({error})")
-            self.writer = None
-
-    def flush(self) -> None:
-        """Put every point of tensorboard on disk: what is lost from memory later is not logged again by a resume.
-
-        For the main process alone.
-        """
-        with self.survived():
-            if self.writer:
-                self.writer.flush()
-
     def close(self) -> None:
-        """Write what is still in memory."""
+        """End the progress line and the file."""
         self.progress.close()
-        with self.survived():
-            if self.writer:
-                self.writer.close()
+        self.events.close()

@@ -1,7 +1,8 @@
 """The order of every training run: devices, task, folder, start or resume, the loop with log and save, end."""
 
+import os
 import platform
-import tempfile
+import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,8 +20,8 @@ from fine_tune.cli.runs import SavedConfig
 from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import (
-    atomic_write,
-    folder_digest,
+    atomic_folder,
+    folder_sha256,
     locked,
     make_folder,
     remove_parts,
@@ -64,7 +65,7 @@ def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask])
         dev, _ = load_split(Namespace(**vars(flags) | {"dataset": flags.eval_dataset}), tokenizer)
     with open_run(config, saved, tokenizer, flags.overwrite) as folder:
         distributed.seed_rank(config.seed)
-        start, before = checkpoint.resume(folder, task, runs.settings_digest(config), config.total_step)
+        start, before = checkpoint.resume(folder, task, config)
         usage = Usage(before)
         print_summary(folder, config, task, tokens)
         print0(f"resuming after step {start}" if start else "starting at step 1")
@@ -139,10 +140,9 @@ def enter(
     make_folder(folder)
     remove_parts(folder)
     path = folder / "config.json"
-    if not path.is_file():
-        save_tokenizer(tokenizer, folder / "tokenizer")
-        config.tokenizer_sha256 = folder_digest(folder / "tokenizer")
-        write_json(path, vars(config))  # last: it says that the folder is a run's
+    if not os.path.lexists(path):
+        config.tokenizer_sha256 = save_tokenizer(tokenizer, folder / "tokenizer")
+        write_json(path, runs.sealed(vars(config)))  # last: it says that the folder is a run's
     elif runs.last_written(path) != saved.written:
         raise UserError(f"{path}: was written by another process just now; give the command again")
     else:
@@ -166,14 +166,15 @@ def move_aside(folder: Path) -> None:
             print0(f"the earlier run is now {target}")
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write the tokenizer's files, each atomically."""
-    make_folder(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save_pretrained(scratch)
-        for path in Path(scratch).iterdir():
-            with atomic_write(folder / path.name) as file:
-                file.write(path.read_bytes())
+def save_tokenizer(tokenizer: Any, folder: Path) -> str:
+    """Write the tokenizer's files, all or none; return their checksum."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it had a config.json
+    with atomic_folder(folder) as part:
+        try:
+            tokenizer.save_pretrained(part)
+        except Exception as error:  # its makers' word for a full disk
+            raise OSError(str(error)) from error
+        return folder_sha256(part)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -244,11 +245,9 @@ def save_if_due(
     streams = distributed.all_gather(checkpoint.random_streams())
 
     def write() -> None:
-        log.flush()
         if due:
             checkpoint.save_checkpoint(folder, step, task, vectors)
-        settings = runs.settings_digest(config)
-        checkpoint.save_state(folder, step, task, streams, usage.seconds(), settings)  # last: it vouches for all before
+        checkpoint.save_state(folder, step, task, streams, usage.seconds(), config)  # last: it vouches for all before
         if due and config.keep_last:
             checkpoint.prune(folder, config.keep_last)
 
@@ -259,7 +258,7 @@ def save_if_due(
 
 def finish(folder: Path, config: Namespace, content: dict[str, Any]) -> None:
     """Make `content` that of config.json, and drop what only a resume needs."""
-    rewrite_json(folder / "config.json", content)
+    rewrite_json(folder / "config.json", runs.sealed(content))
     if config.keep_last:
         checkpoint.prune(folder, config.keep_last)  # once more: the last time may have been cut short
     (folder / runs.STATE).unlink(missing_ok=True)

@@ -8,21 +8,20 @@ from argparse import Namespace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.tensorboard import SummaryWriter
 
 from fine_tune.cli.runs import own_folder, teacher_folder
 from fine_tune.data.layout import packed
 from fine_tune.data.tokens import Tokens
 from fine_tune.models.bert import BertClassifier, empty_classifier
 from fine_tune.training import checkpoint, pictures
-from fine_tune.training.log import print0
+from fine_tune.training.log import EventFile, print0
 
 EXAMPLES = 256  # the first of the split
 TITLE = "mean cosine of the hidden states"
 
 
 def draw_similarity(
-    flags: Namespace, model: BertClassifier, tokens: Tokens, writer: SummaryWriter, steps: list[int]
+    flags: Namespace, model: BertClassifier, tokens: Tokens, events: EventFile, steps: list[int]
 ) -> None:
     """Draw a similarity map of each checkpoint of `steps` that is still there; its weights are loaded into `model`."""
     run, folder = flags.run_config, own_folder(flags)
@@ -36,7 +35,7 @@ def draw_similarity(
         if path.is_file():
             checkpoint.load_weights(model, path)
             values = similarity(model, teacher, tokens, flags.batch_size)
-            writer.file_writer.add_summary(pictures.summary(tag, values, TITLE), step)
+            events.add(step=step, summary=pictures.summary(tag, values, TITLE))
     print0(f"drawn: {tag}, over {min(EXAMPLES, len(tokens))} examples")
 
 
