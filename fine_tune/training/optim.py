@@ -84,7 +84,9 @@ class NonFiniteGuard:
         self.names: list[str] = []
 
     def found_inf(self, step: int, watched: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Take the scalars of a step; return 1.0 if one of them, or of an earlier step, is not finite, else 0.0."""
+        """Take the scalars of a step, gradient norms under their group's name; return 1.0 if one of them, or of an earlier step,
+        is not finite, else 0.0.
+        """
         device = next(iter(watched.values())).device
         values = torch.stack([value.detach().to(device) for value in watched.values()])
         known, before = self.step.to(device), self.values if self.names else torch.zeros_like(values)
