@@ -891,9 +891,24 @@ def test_any_name_of_a_folder_that_can_be_read_is_taken(desk: Desk) -> None:
         assert teach(desk.teaching(data_dir=str(desk.data), experiment_dir=str(path))).experiment_dir == str(path)
         message = complaint(teach, desk.teaching(data_dir=str(path)))
         assert message.startswith(f"--data_dir {path}: {path}/QQP/train.tsv does not exist")  # as it is
+        (path / "bert").mkdir(parents=True)
+        (path / "bert" / "config.json").write_text("{}")
+        assert teach(desk.teaching(ptrain_ver=str(path / "bert"))).ptrain_ver == str(path / "bert")
     assert complaint(teach, desk.teaching(data_dir="/tmp/\udcff")).startswith(
         r"--data_dir '/tmp/\udcff': must be a path"
     )
+    assert complaint(teach, desk.teaching(ptrain_ver="/tmp/\udcff")).startswith(
+        r"--ptrain_ver '/tmp/\udcff': must be a hub name or"
+    )
+
+
+def test_a_current_folder_that_is_not_utf8_is_a_line(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is relative to it would be written into config.json."""
+    (desk.folder / "\udcff").mkdir()
+    monkeypatch.chdir(desk.folder / "\udcff")
+    reason = "is relative to a folder whose name is not UTF-8; rename that"
+    assert complaint(teach, desk.teaching(experiment_dir="runs")) == f"--experiment_dir 'runs': {reason}"
+    teach(desk.teaching())  # nothing is
 
 
 def test_a_current_folder_that_is_gone_is_a_line(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1044,7 +1059,13 @@ def test_a_checkpoint_to_predict_with_that_is_not_there(desk: Desk) -> None:
     assert message.startswith(f"--ckpt 1: {folder / 'model-1.pt'} does not exist (there are 3)")
     (folder / "state.pt").touch()
     message = complaint(predict, desk.evaluating(ckpt="1"))
-    assert message.endswith("does not exist (there are 3, and the run has not come to its end)")
+    assert message.endswith("does not exist (there are 3; the run is unfinished, at step 3)")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("config_sha256", None)
+    (folder / "config.json").write_text(json.dumps(config | {"total_step": 120}))
+    assert complaint(predict, desk.evaluating(ckpt="1")).endswith(
+        "(there are 3; the run is unfinished, at step 3 of 120)"
+    )
 
 
 @pytest.mark.parametrize(("name", "meant"), [("boss_bert_qqp", "boss"), ("bos", "boss"), ("nothing", "")])

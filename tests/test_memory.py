@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fine_tune import evaluate
-from fine_tune.core.memory import cures, size_words
+from fine_tune.core.errors import OutOfMemory, UserError
+from fine_tune.core.memory import cures, needs_memory, size_words
 from fine_tune.distil import Distillation
 from fine_tune.training.scoring import predict
 from tests import tiny
@@ -55,6 +56,27 @@ def test_an_evaluation_that_needs_too_much(root: Path) -> None:
     assert said.splitlines()[-1].endswith(
         ": out of memory in evaluation; what was scored stays; a smaller --batch_size"
     )
+
+
+def test_a_file_for_which_there_is_no_room_is_not_called_damaged(root: Path) -> None:
+    def greedy(*args: object, **kwargs: object) -> object:
+        return torch.empty(TOO_MUCH // 4)
+
+    flags = tiny.student_flags(root)
+    code, said = in_child(lambda: tiny.run_script("run_lad_distil", **flags), (torch, "load", greedy))
+    assert code == 4
+    assert ": out of memory in training; " in said and "damaged" not in said
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), OSError(12, "Cannot allocate memory")]
+)
+def test_every_library_has_its_words_for_it(error: Exception) -> None:
+    def work(flags: Namespace) -> None:
+        raise UserError("model.safetensors: cannot be read") from error
+
+    with pytest.raises(OutOfMemory, match="^out of memory in a test; a machine with more memory$"):
+        needs_memory("in a test")(work)(Namespace())
 
 
 def test_another_error_stays_a_bug(root: Path) -> None:

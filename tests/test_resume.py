@@ -19,8 +19,12 @@ from fine_tune import evaluate
 from fine_tune.core import files
 from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.data import tokens, tsv
+from fine_tune.data.tokens import Batch
+from fine_tune.distil import Distillation
+from fine_tune.finetune import FineTuning
 from fine_tune.training import checkpoint, run
 from fine_tune.training.optim import NonFiniteGuard, OptimizerGroup
+from fine_tune.training.task import Task, TaskOutput
 from tests import tiny
 from tests.interruptions import (
     SCRIPTS,
@@ -396,9 +400,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(root: Path) -> None:
     message = str(caught.value)
     assert message.startswith("step 3 at lr ")
     assert "gate_lr 0.000285714" in message
-    assert "loss nan" in message
+    assert "loss nan" in message and "gradient norm of the student nan" in message
+    assert message.endswith("; try a lower rate")
     folder = root / "broken" / "run_bert_qqp"
     assert {path.name for path in folder.glob("model-*")} == {"model-2.pt"}
+
+
+@pytest.mark.parametrize("name", ["lad", "teacher"])
+def test_advice_on_a_first_step_that_is_not_finite_is_not_about_the_rate(root: Path, name: str) -> None:
+    """Nothing was learned in it; and no flag is named that the script does not have."""
+    script, flags = flags_of(root, name, "broken")
+    owner = Distillation if name == "lad" else FineTuning
+    forward = owner.forward
+
+    def overflow(task: Task, batch: Batch) -> TaskOutput:
+        output = forward(task, batch)
+        return TaskOutput(output.loss * float("inf"), *output[1:])
+
+    code, said = in_child(lambda: tiny.run_script(script, **flags), (owner, "forward", overflow))
+    assert code == 3
+    who, loss = ("student", "--mu, --softmax_temp and ") if name == "lad" else ("teacher", "")
+    last = said.splitlines()[-1]
+    assert f": gradient norm of the {who} nan" in last and "checkpoint" not in last
+    assert last.endswith(f"nothing had been learned yet: look at {loss}the model that it starts from")
 
 
 def test_a_bad_step_is_skipped_on_the_device_and_reported_later() -> None:
@@ -412,7 +436,7 @@ def test_a_bad_step_is_skipped_on_the_device_and_reported_later() -> None:
         loss = (module(torch.ones(1, 2)) * scale).sum()
         loss.backward()
         norm = group.clip()
-        group.step(number, guard.found_inf(number, {"loss": loss, "gradient norm of the model": norm}))
+        group.step(number, guard.found_inf(number, {"loss": loss, "lr": norm}))
 
     step(1, 1.0)
     guard.raise_if_tripped()
@@ -432,7 +456,7 @@ def test_only_finite_weights_are_saved_and_take_the_place_of_others(root: Path) 
     """A loss may be finite in the very step whose update is not; with --keep_last 1 the good checkpoint would go."""
     script, flags = flags_of(root, "pkd", "broken")
     flags |= {"lr": 1e300, "warmup_step": 2, "ckpt_step": 1, "total_step": 2, "keep_last": 1}
-    with pytest.raises(NotFinite, match=r"step 2: the update left model: \S+ not finite; earlier checkpoints stay"):
+    with pytest.raises(NotFinite, match=r"step 2: the update left model: \S+ not finite; what was saved before stays"):
         tiny.run_script(script, **flags)
     folder = root / "broken" / "run_bert_qqp"
     assert {path.name for path in folder.glob("model-*")} == {"model-1.pt"}

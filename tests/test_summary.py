@@ -43,6 +43,13 @@ def test_first_lines(root: Path, capsys: pytest.CaptureFixture) -> None:
     assert any(line.startswith("done: ") and "iB on cpu at most" in line for line in said)
 
 
+def test_a_rate_that_lacks_its_minus_is_said(root: Path, capsys: pytest.CaptureFixture) -> None:
+    said = first_lines(root, capsys, lr="2e5", gate_lr=0.1)
+    assert "note: --lr 200000: what trains a BERT lies around 1e-5 to 1e-4; is a minus missing?" in said
+    assert "note: --gate_lr 0.1: " in said
+    assert "note: --" not in first_lines(root, capsys, experiment="usual", lr=0.01)
+
+
 def test_a_weak_teacher_is_refused_unless_it_is_wanted(root: Path, capsys: pytest.CaptureFixture) -> None:
     """13 dev rows, 8 of the more frequent label: 0.6154, by hand."""
     labels = [line.split("\t")[5] for line in (root / "data" / "QQP" / "dev.tsv").read_text().splitlines()[1:]]

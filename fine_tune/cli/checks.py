@@ -215,7 +215,8 @@ def checkpoints_there(folder: Path, config: Namespace) -> str:
     there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
     if len(steps) > MANY:
         there = f"there are {len(steps)}, from {steps[0]} to {steps[-1]}"
-    return there if is_finished(folder, config) else f"{there}, and the run has not come to its end"
+    at = f"{steps[-1] if steps else 0}" + (f" of {config.total_step}" if hasattr(config, "total_step") else "")
+    return there if is_finished(folder, config) else f"{there}; the run is unfinished, at step {at}"
 
 
 @needs("layers", "run_config", "experiment", "task", "experiment_dir")

@@ -16,7 +16,7 @@ REQUIRED = object()
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"  # Python's own also takes 1_000 and other digits
 PAD_SAMPLES = 4  # the default of --pad_samples
 MOST = 10**6  # no size of a model comes near
-HOTTEST = 200  # softmax_temp: worst of 800 random batches in fp32, the soft loss is 0.2 % off there, at 1000 by 5 %
+HOTTEST = 200  # softmax_temp: worst of 800 random batches in fp32, the soft loss is 0.2 % off there (docs/runs.md)
 CACHE_LIMIT = 20  # the default of --cache_limit
 
 
@@ -159,10 +159,19 @@ def task_name(text: str) -> str:
 task_name.metavar = "{" + ",".join(TASKS) + "}"
 
 
+def is_printable(text: str) -> bool:
+    """Tell whether a word can stand in one line; blanks of any width may be in it."""
+    return text != "" and all(letter.isprintable() or unicodedata.category(letter) == "Zs" for letter in text)
+
+
 def absolute(text: str) -> Path:
-    """Return the absolute form of a path; ValueError when it starts at the home folder of an unknown user."""
+    """Return the absolute form of a path; ValueError says why there is none."""
     try:
-        return Path(text).expanduser().absolute()
+        found = Path(text).expanduser().absolute()
+        str(found).encode()
+        return found
+    except UnicodeEncodeError:
+        raise ValueError("is relative to a folder whose name is not UTF-8; rename that") from None
     except RuntimeError:
         raise ValueError("starts at the home folder of a user that is not known") from None
     except FileNotFoundError:
@@ -171,14 +180,14 @@ def absolute(text: str) -> Path:
 
 def path(text: str) -> str:
     """Read a path; one that is given is relative to the current folder and kept absolute."""
-    if not text or not all(letter.isprintable() or unicodedata.category(letter) == "Zs" for letter in text):
+    if not is_printable(text):
         raise ValueError("must be a path of printable characters")
     return str(absolute(text))
 
 
 def pretrained(text: str) -> str:
     """Read a hub name or a local folder, which is kept absolute so that the run can be used from anywhere."""
-    if not re.fullmatch(r"[^\s\x00-\x1f]+( [^\s\x00-\x1f]+)*", text):
+    if not is_printable(text) or text != text.strip():
         raise ValueError("must be a hub name or a local folder")
     folder = absolute(text)
     return str(folder) if os.path.isdir(folder) or text.startswith(("/", "~")) else text

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from fine_tune.core.errors import OutOfMemory
+from fine_tune.core.errors import OutOfMemory, Stop
 
-SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "storage size calculation overflowed")
+SIGNS = (  # in the words of CUDA, cuBLAS, PyTorch, C++ and the system
+    *("out of memory", "alloc_failed", "not enough memory", "can't allocate memory", "bad_alloc"),
+    *("cannot allocate memory", "storage size calculation overflowed"),
+)
 
 
 def size_words(count: float) -> str:
@@ -28,14 +31,25 @@ def needs_memory(doing: str) -> Callable[[Callable[..., None]], Callable[..., No
         def guarded(flags: Namespace, *more: Any) -> None:
             try:
                 work(flags, *more)
-            except (MemoryError, RuntimeError) as error:  # PyTorch's errors are RuntimeErrors, NumPy's MemoryErrors
-                if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in SIGNS):
+            except Exception as error:
+                if not is_memory(error):
                     raise
                 raise OutOfMemory(f"out of memory {doing}; {', or '.join(cures(flags))}") from error
 
         return guarded
 
     return decorate
+
+
+def is_memory(error: BaseException | None) -> bool:
+    """Tell whether an error is about memory that does not suffice, or was raised from one.
+
+    Who reads a file that may be damaged takes any error of a library for a sign of that.
+    """
+    if error is None:
+        return False
+    said = "" if isinstance(error, Stop) else str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in said for sign in SIGNS) or is_memory(error.__cause__)
 
 
 def cures(flags: Namespace) -> list[str]:

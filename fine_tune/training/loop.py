@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from fine_tune.data.tokens import Batch
-from fine_tune.training.optim import NORMS, NonFiniteGuard, OptimizerGroup
+from fine_tune.training.optim import NonFiniteGuard, OptimizerGroup
 from fine_tune.training.task import TaskOutput
 
 Named = dict[str, torch.Tensor]
@@ -37,7 +37,7 @@ def train(
             add_mean(vectors, output.vectors, accum_step)
             add_mean(shown, output.shown, accum_step)
         norms = {name: group.clip() for name, group in optimizers.items()}
-        found_inf = guard.found_inf(step, losses | {NORMS[name]: norm for name, norm in norms.items()})
+        found_inf = guard.found_inf(step, losses | norms)
         lrs = {name: group.step(step, found_inf) for name, group in optimizers.items()}
         log(step, losses, lrs, shown | {name.replace("lr", "grad_norm"): norm for name, norm in norms.items()})
         save(step, vectors)

@@ -8,8 +8,7 @@ from torch import nn
 
 from fine_tune.core.errors import NotFinite
 
-START = "nothing had been learned yet: look at --mu, --softmax_temp and the model that it starts from"
-NORMS = {"lr": "gradient norm of the model", "gate_lr": "gradient norm of the gates"}  # by their learning rate's name
+HIGH = 0.1  # a peak learning rate at which AdamW ruins a BERT
 
 
 def warmup_factor(done: int, warmup_step: int, total_step: int) -> float:
@@ -22,7 +21,8 @@ def warmup_factor(done: int, warmup_step: int, total_step: int) -> float:
 class OptimizerGroup:
     """Modules trained by one AdamW (Loshchilov & Hutter 2019); each module's gradient is clipped on its own.
 
-    `peak_lr` is the learning rate at the end of the warm-up. Biases and LayerNorm weights are not decayed.
+    `name` says in messages whose they are; `peak_lr` is the learning rate at the end of the warm-up. Biases and
+    LayerNorm weights are not decayed.
     """
 
     def __init__(
@@ -35,7 +35,9 @@ class OptimizerGroup:
         max_norm: float,
         warmup_step: int,
         total_step: int,
+        name: str = "model",
     ) -> None:
+        self.name = name
         self.clipped_together = [list(module.parameters()) for module in modules]
         self.device = self.clipped_together[0][0].device
         self.peak_lr, self.max_norm, self.warmup_step, self.total_step = peak_lr, max_norm, warmup_step, total_step
@@ -82,7 +84,9 @@ class NonFiniteGuard:
         self.names: list[str] = []
 
     def found_inf(self, step: int, watched: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Take the scalars of a step; return 1.0 if one of them, or of an earlier step, is not finite, else 0.0."""
+        """Take the scalars of a step, gradient norms under their group's name; return 1.0 if one of them, or of an earlier step,
+        is not finite, else 0.0.
+        """
         device = next(iter(watched.values())).device
         values = torch.stack([value.detach().to(device) for value in watched.values()])
         known, before = self.step.to(device), self.values if self.names else torch.zeros_like(values)
@@ -96,10 +100,14 @@ class NonFiniteGuard:
         """Raise NotFinite naming the first bad step and what was not finite in it; waits for the device."""
         step = int(self.step)
         if step:
-            bad = [f"{n} {v}" for n, v in zip(self.names, self.values.tolist(), strict=True) if not math.isfinite(v)]
+            words = {name: f"gradient norm of the {group.name}" for name, group in self.groups.items()}
+            named = zip(self.names, self.values.tolist(), strict=True)
+            bad = [f"{words.get(name, name)} {value}" for name, value in named if not math.isfinite(value)]
             at = ", ".join(f"{name} {group.lr(step):g}" for name, group in self.groups.items())
             learned = step > 1 and any(group.lr(step - 1) > 0 for group in self.groups.values())
-            cure = "try a lower rate" if learned else START
+            loss = "--mu, --softmax_temp and " if "student" in (group.name for group in self.groups.values()) else ""
+            start = f"nothing had been learned yet: look at {loss}the model that it starts from"
+            cure = "try a lower rate" if learned else start
             raise NotFinite(f"step {step} at {at}: {', '.join(bad)}; what was saved before stays; {cure}")
 
 
@@ -112,4 +120,5 @@ def optimizer_group(config: Namespace, modules: list[nn.Module], prefix: str = "
     """Return the group of `modules` that the flags with `prefix` describe."""
     flag = {name.removeprefix(prefix): value for name, value in vars(config).items() if name.startswith(prefix)}
     same = {name: flag[name] for name in ("eps", "weight_decay", "max_norm", "warmup_step", "total_step")}
+    same["name"] = "gates" if prefix else config.kind
     return OptimizerGroup(modules, peak_lr=flag["lr"], betas=(flag["beta1"], flag["beta2"]), **same)

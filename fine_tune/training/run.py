@@ -241,7 +241,7 @@ def save_if_due(
     guard.raise_if_tripped()
     bad = checkpoint.first_non_finite(task.trainable_modules)
     if bad:  # only finite weights are saved, and only they take the place of others
-        raise NotFinite(f"step {step}: the update left {bad} not finite; earlier checkpoints stay; try a lower rate")
+        raise NotFinite(f"step {step}: the update left {bad} not finite; what was saved before stays; try a lower rate")
     streams = distributed.all_gather(checkpoint.random_streams())
 
     def write() -> None:

@@ -104,7 +104,7 @@ def score_if_due(config: Namespace, task: Task, tokens: Tokens, log: Log, step: 
         print0(f"note: the evaluation after step {step} was left out")
         return
     if not np.isfinite(logits).all():
-        raise NotFinite(f"step {step}: the logits on {config.eval_dataset} are not finite; the last checkpoint stays")
+        raise NotFinite(f"step {step}: the logits on {config.eval_dataset} are not finite; what was saved before stays")
     found = scores(task_spec(config), logits, tokens.labels)
     log.write(step, {f"{name}/{metric}": value for metric, value in found.items()})
     said = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items())

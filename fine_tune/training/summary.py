@@ -21,6 +21,7 @@ from fine_tune.data.tokens import Tokens
 from fine_tune.data.tsv import read_examples
 from fine_tune.training.distributed import WORLD_SIZE
 from fine_tune.training.log import print0
+from fine_tune.training.optim import HIGH
 from fine_tune.training.task import Task
 
 
@@ -58,6 +59,10 @@ def print_summary(folder: Path, config: Namespace, task: Task, tokens: Tokens) -
     median = f"{np.median(lengths):.0f} word pieces in the median"
     print0(f"texts: {median}; {cut:.1%} fill --max_seq_len {config.max_seq_len}, and may be cut")
     print0(f"disk: {needs.words()} with the saved state")
+    for name, group in task.optimizers.items():
+        if group.peak_lr >= HIGH:
+            usual = "what trains a BERT lies around 1e-5 to 1e-4; is a minus missing?"
+            print0(f"note: --{name} {group.peak_lr:g}: {usual}")
 
 
 def disk_needs(config: Namespace, task: Task) -> Needs:
