@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import stat
@@ -341,16 +342,6 @@ def test_a_run_with_one_checkpoint_is_finished_when_all_its_files_are_there(root
     assert names == {"model-12.pt", "gate-1-12.pt", "gate-2-12.pt", "gate-3-12.pt"}
 
 
-def test_tensorboard_costs_no_run(root: Path) -> None:
-    """Its folder cannot be made: the run says so and goes on to its end."""
-    script, flags = flags_of(root, "pkd", "broken")
-    (root / "broken" / "log").write_text("a file in the way")
-    status, said = in_child(lambda: tiny.run_script(script, **flags))
-    assert status == 0, said
-    assert "note: nothing is logged in " in said
-    assert (root / "broken" / "run_bert_qqp" / "model-12.pt").is_file()
-
-
 # --- files beside each other ------------------------------------------------------------------------------------------
 
 
@@ -426,6 +417,120 @@ def test_a_bad_state_is_one_line(root: Path) -> None:
     with pytest.raises(UserError, match="state.pt: is damaged"):
         tiny.run_script(script, **flags)
     assert path.read_bytes() == content
+
+
+def begun(root: Path, name: str) -> tuple[str, dict[str, object], Path]:
+    """Return a command, its flags, and the state of step 5 that it left when it was killed."""
+    script, flags = flags_of(root, name, "broken")
+    assert in_child(lambda: tiny.run_script(script, **flags), before_update(8))[0] == -signal.SIGKILL
+    return script, flags, root / "broken" / "run_bert_qqp" / "state.pt"
+
+
+def change(value: Any, *path: object, to: Callable[[Any], Any]) -> None:
+    """Replace what lies at a path in nested dictionaries and lists."""
+    for key in path[:-1]:
+        value = value[key]
+    value[path[-1]] = to(value[path[-1]])
+
+
+MOMENT = ("optimizers", "lr", "state", 0, "exp_avg")
+STRANGE: dict[str, tuple[tuple[object, ...], Callable[[Any], Any]]] = {
+    "a step beyond the end": (("step",), lambda step: 13),
+    "a step that is no number": (("step",), str),
+    "a step before the start": (("step",), lambda step: -5),
+    "moments of another shape": (MOMENT, lambda moment: moment[:1]),
+    "moments of another type": (MOMENT, lambda moment: moment.half()),
+    "moments all in one place": (MOMENT, lambda moment: moment[:1, :1].expand(moment.shape)),
+    "moments that are sparse": (MOMENT, lambda moment: moment.to_sparse()),
+    "moments of no parameter": (MOMENT[:3], lambda state: state | {99: state[0]}),
+    "no moments": (MOMENT[:3], lambda state: {}),
+    "weights of another type": (("modules", "model", "linear_layer.bias"), lambda bias: bias.to(torch.complex64)),
+    "another stream of random numbers": (("random", 0, "cpu"), lambda stream: stream[:100]),
+    "no streams": (("random",), lambda streams: []),
+    "seconds in words": (("seconds",), lambda seconds: "long"),
+    "a list": ((), list),
+}
+
+
+def test_a_state_that_is_not_the_runs_is_one_line(root: Path) -> None:
+    """Such moments let the fused optimiser end the process; so each is tried in one of its own."""
+    script, flags, path = begun(root, "pkd")
+    whole = path.read_bytes()
+    for name, (place, to) in STRANGE.items():
+        state = {"all": tiny.load(path)}
+        change(state, "all", *place, to=to)
+        torch.save(state["all"], path)
+        code, said = in_child(lambda: tiny.run_script(script, **flags))
+        assert (code, "Traceback" in said) == (2, False), (name, said)
+        assert said.splitlines()[-1].endswith("state.pt: does not fit this run; delete it or start with --overwrite")
+        path.write_bytes(whole)
+    assert in_child(lambda: tiny.run_script(script, **flags))[0] == 0
+
+
+def test_the_settings_of_a_state_are_its_own_not_its_files(root: Path) -> None:
+    script, flags, path = begun(root, "pkd")
+    state = tiny.load(path)
+    state["optimizers"]["lr"]["param_groups"][0] |= {"betas": (0.1, 0.1), "weight_decay": 9.0}
+    torch.save(state, path)
+    assert in_child(lambda: tiny.run_script(script, **flags))[0] == 0
+    group = tiny.load(root / "broken" / "run_bert_qqp" / "model-12.pt")
+    tiny.run_script(script, **flags | {"experiment_dir": root / "runs"})
+    assert all(value.equal(group[key]) for key, value in tiny.load(root / "runs/run_bert_qqp/model-12.pt").items())
+
+
+@pytest.mark.parametrize("key", ["lr", "seed", "data_sha256"])
+def test_a_setting_that_config_json_lacks_is_known_from_the_state(root: Path, key: str) -> None:
+    script, flags, path = begun(root, "pkd")
+    rest = {name: value for name, value in tiny.config(path.parent).items() if name not in (key, "config_sha256")}
+    (path.parent / "config.json").write_text(json.dumps(rest))
+    if key == "data_sha256":
+        data = root / "data" / "QQP" / "train.tsv"
+        data.write_text(data.read_text().replace("w1 ", "w2 "))
+    other = {} if key == "data_sha256" else {key: 7}
+    with pytest.raises(UserError, match=f"was started with other settings: (--)?{key} was .*, now "):
+        tiny.run_script(script, **flags | other)
+
+
+def test_a_state_of_an_older_version_is_gone_on_from(root: Path) -> None:
+    script, flags, path = begun(root, "pkd")
+    state = tiny.load(path)
+    del state["settings"]
+    torch.save(state, path)
+    code, said = in_child(lambda: tiny.run_script(script, **flags))
+    assert (code, "resuming after step 5" in said) == (0, True)
+
+
+# --- what a run wrote is what is read ---------------------------------------------------------------------------------
+
+
+def test_a_config_that_was_changed_is_refused_unless_somebody_vouches_for_it(root: Path) -> None:
+    folder = root / "runs" / "teacher_bert_qqp"
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"max_seq_len": 16', '"max_seq_len": 12'))
+    with pytest.raises(UserError, match="config.json: was changed since the run wrote it; put it back as it was; if"):
+        evaluation(root)()
+    with pytest.raises(UserError, match="config.json: was changed since the run wrote it"):
+        tiny.run_script("run_pkd_distill", **tiny.student_flags(root))
+    tiny.change_config(folder)
+    evaluation(root)()
+
+
+@pytest.mark.parametrize("spoil", ["swapped words", "another file"])
+def test_a_saved_tokenizer_that_was_changed_is_refused(root: Path, spoil: str) -> None:
+    folder = root / "runs" / "teacher_bert_qqp" / "tokenizer"
+    if spoil == "another file":
+        (folder / "vocab.txt").write_text("[PAD]")
+    else:
+        path = folder / "tokenizer.json"
+        words = path.read_text()
+        path.write_text(words.replace('"w1"', '"x"').replace('"w2"', '"w1"').replace('"x"', '"w2"'))
+        assert path.read_text() != words
+    (folder / ".hidden").touch()  # as file systems leave them
+    message = re.escape(f"{folder} is not what the run saved there, so its texts would be read otherwise")
+    with pytest.raises(UserError, match=f"--experiment teacher: {message}"):
+        evaluation(root)()
+    with pytest.raises(UserError, match=f"--teacher_exp teacher: {message}"):
+        tiny.run_script("run_pkd_distill", **tiny.student_flags(root))
 
 
 def test_changed_data_under_a_run_is_refused(root: Path) -> None:
