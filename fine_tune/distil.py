@@ -24,7 +24,7 @@ from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import print0
 from fine_tune.training.optim import optimizer_group
 from fine_tune.training.run import BuiltTask, Devices, load_split, make_run_config, run
-from fine_tune.training.summary import method_line, teacher_line
+from fine_tune.training.summary import method_line, sizes_line, teacher_line
 from fine_tune.training.task import Task, TaskOutput
 from fine_tune.training.teacher_cache import CachedTeacher, cached_outputs, what_is_kept
 
@@ -124,6 +124,8 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     source = f"--teacher_exp {flags.teacher_exp}"
     start = find_start(flags, source)
     teacher_sizes = bert.run_sizes(flags.teacher_config, source)
+    if start:
+        start.require_sizes(teacher_sizes)
     require(student_problems(flags, teacher_sizes, rule))
     about_teacher = teacher_line(flags)
     folder = teacher_folder(flags)
@@ -143,7 +145,7 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     facts = {"data_sha256": data_sha256, "teacher_sha256": teacher_sha256} | (start.info if start else {})
     config = make_run_config(flags, encoder=sizes, **facts)
     task = Distillation(teacher, student, method, config, devices)
-    task.about = (method_line(config, teacher_sizes["num_hidden_layers"]), about_teacher)
+    task.about = (method_line(config, teacher_sizes["num_hidden_layers"]), sizes_line(config), about_teacher)
     print_unused(flags, task)
     return task, tokens, tokenizer, config
 
@@ -152,7 +154,10 @@ def find_start(flags: Namespace, source: str) -> pretrained.Pretrained | None:
     """Return the pre-trained model that the teacher started from, or None where the student takes nothing from it."""
     if (flags.student_init, flags.embedding_init) == ("random", "random"):
         return None
-    start = pretrained.find_pretrained(flags.ptrain_ver, f"{source}: its --ptrain_ver {flags.ptrain_ver}")
+    source = f"{source}: its --ptrain_ver {flags.ptrain_ver}"
+    if Path(flags.ptrain_ver).is_absolute() and not Path(flags.ptrain_ver).is_dir():
+        raise UserError(f"{source}: no such folder; if it lies elsewhere now, say so by --ptrain_ver")
+    start = pretrained.find_pretrained(flags.ptrain_ver, source)
     known = getattr(flags.teacher_config, "ptrain_sha256", start.info["ptrain_sha256"])
     if known != start.info["ptrain_sha256"]:
         raise UserError(f"{start.source}: has other weights than the model that the teacher started from")

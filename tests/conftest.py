@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from tests import golden, tiny  # noqa: E402
+
+
+def pytest_configure() -> None:
+    """Hear signals that whoever started the tests, as nohup does, had ignored: that is inherited."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -870,13 +870,74 @@ def test_missing_data_is_named(desk: Desk) -> None:
     (desk.data / "QQP" / "train.tsv").unlink()
     (desk.data / "QQP" / "train.tsv").mkdir()  # a folder is no file
     desk.run()
-    cure = "does not exist; python -m fine_tune.download, or point --data_dir at it"
+    cure = "does not exist; python -m fine_tune.download gets it (docs/data.md), or point --data_dir at it"
     message = f"--data_dir {desk.data}: {desk.data / 'QQP' / 'train.tsv'} {cure}"
     assert complaint(teach, desk.teaching()) == message
     assert complaint(lad, desk.distilling()) == message
     nowhere = desk.folder / "nowhere"
     message = f"--data_dir {nowhere}: {nowhere / 'QQP' / 'dev.tsv'} {cure}"
     assert complaint(evaluate, desk.evaluating(data_dir=str(nowhere))) == message
+
+
+@pytest.mark.parametrize("other", ["QQP", ".."])
+def test_a_data_folder_too_deep_or_too_high_is_recognised(desk: Desk, other: str) -> None:
+    given = (desk.data / other).resolve()
+    assert complaint(teach, desk.teaching(data_dir=str(given))).endswith(f"; did you mean --data_dir {desk.data}?")
+
+
+def test_any_name_of_a_folder_that_can_be_read_is_taken(desk: Desk) -> None:
+    for name in ("two  spaces", "a\u00a0hard one", "\u30c7\u30fc\u30bf", "e\u0301"):
+        path = desk.folder / name
+        assert teach(desk.teaching(data_dir=str(desk.data), experiment_dir=str(path))).experiment_dir == str(path)
+        message = complaint(teach, desk.teaching(data_dir=str(path)))
+        assert message.startswith(f"--data_dir {path}: {path}/QQP/train.tsv does not exist")  # as it is
+    assert complaint(teach, desk.teaching(data_dir="/tmp/\udcff")).startswith(
+        r"--data_dir '/tmp/\udcff': must be a path"
+    )
+
+
+def test_a_current_folder_that_is_gone_is_a_line(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    (desk.folder / "gone").mkdir()
+    monkeypatch.chdir(desk.folder / "gone")
+    (desk.folder / "gone").rmdir()
+    reason = "is relative to the current folder, which is gone; cd to one that is there"
+    assert complaint(teach, desk.teaching(data_dir="here")) == f"--data_dir 'here': {reason}"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"max_seq_len": "128"}, "max_seq_len"),
+        ({"max_seq_len": True}, "max_seq_len"),
+        ({"num_class": 2.5}, "num_class"),
+        ({"num_class": 10**18}, "num_class"),
+        ({"dataset": ["train"]}, "dataset"),
+        ({"ptrain_ver": {}}, "ptrain_ver"),
+        ({"labels": "01"}, "labels"),
+        ({"encoder": [1]}, "encoder"),
+        ({"encoder": ENCODER | {"hidden_size": "768"}}, "encoder.hidden_size"),
+        ({"encoder": ENCODER | {"layer_norm_eps": None}}, "encoder.layer_norm_eps"),
+    ],
+)
+def test_a_config_of_wrong_types_is_a_line(desk: Desk, change: dict[str, object], name: str) -> None:
+    folder = desk.run(**change)
+    assert complaint(lad, desk.distilling()).startswith(f"--teacher_exp: {folder / 'config.json'}: {name} must be ")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' * 50_000, b"\xff\xfe{}", b'"text"', b"3", b"null"])
+def test_any_other_content_of_a_config_is_a_line(desk: Desk, content: bytes) -> None:
+    (desk.run() / "config.json").write_bytes(content)
+    assert complaint(lad, desk.distilling()).startswith(f"--teacher_exp: {desk.runs}/boss_bert_qqp/config.json: ")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_no_file_where_a_file_should_be(desk: Desk, kind: str) -> None:
+    """A pipe would be waited for."""
+    path = desk.run() / "config.json"
+    path.unlink()
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    reason = "cannot be read (Is a directory)" if kind == "folder" else "is no regular file, but a pipe or a device"
+    assert complaint(lad, desk.distilling()) == f"--teacher_exp: {path}: {reason}"
 
 
 @pytest.mark.parametrize("value", ["{}/gone", "./gone", "../gone", "some/gone/folder", "{}/file"])

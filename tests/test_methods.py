@@ -218,6 +218,18 @@ def test_pkd(layers: int, students: int) -> None:
     check(targets(Pkd(layers, students), teacher, student), expected)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 20.0, 199.0])
+def test_the_soft_loss_is_right_at_every_temperature_that_is_taken(temperature: float) -> None:
+    """In fp32 against fp64; beyond, T^2 times a difference of nearly equal numbers is mostly rounding."""
+    generator = torch.Generator().manual_seed(0)
+    logits, told = (3 * torch.randn(32, 2, generator=generator) for _ in range(2))
+    exact = soft_loss(logits.double(), told.double(), temperature)
+    assert soft_loss(logits, told, temperature).item() == pytest.approx(exact.item(), rel=1e-3)
+    refused = 1e4
+    exact = soft_loss(logits.double(), told.double(), refused)
+    assert soft_loss(logits, told, refused).item() != pytest.approx(exact.item(), rel=1e-2)
+
+
 MAPS = {  # for (12, 6) and (6, 3), by hand
     "even": ([2, 4, 6, 8, 10, 12], [2, 4, 6]),
     "last": ([7, 8, 9, 10, 11, 12], [4, 5, 6]),

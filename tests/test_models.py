@@ -4,14 +4,16 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertTokenizer
 
 from fine_tune.core.errors import UserError
 from fine_tune.models import bert, pretrained
@@ -122,6 +124,10 @@ def drop_layer(folder: Path) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def drop_bias_of_the_pooler(folder: Path) -> None:
+    rewrite_weights(folder, lambda weights: {k: v for k, v in weights.items() if k != "pooler.dense.bias"})
+
+
 BROKEN = {
     "no vocabulary": (drop_vocabulary, "holds no tokenizer.json or vocab.txt"),
     "short vocabulary": (shorten_vocabulary, "has 45 entries, but the model needs 46"),
@@ -133,6 +139,11 @@ BROKEN = {
         capitalise,
         "lower-cases all texts, but its vocabulary is cased; it needs a tokenizer_config",
     ),
+    "a wrong shape": (
+        lambda folder: tiny.change_config(folder, max_position_embeddings=64),
+        "embeddings.position_embeddings.weight has the shape (32, 16), but config.json says (64, 16)",
+    ),
+    "half a pooler": (drop_bias_of_the_pooler, "lacks 1 of BERT's weights, pooler.dense.bias first"),
     "another model": (flip_type, "holds a roberta model; only BERT"),
 }
 
@@ -159,6 +170,8 @@ def test_broken_pretrained_model_is_one_line(tmp_path: Path, name: str) -> None:
     [
         ({"position_embedding_type": "relative_key"}, "has position_embedding_type relative_key; only absolute is"),
         ({"position_embedding_type": "relative_key_query"}, "has position_embedding_type relative_key_query; only"),
+        ({"hidden_act": "silly"}, "has hidden_act silly; only gelu, "),
+        ({"quantization_config": {"bits": 8}}, "has quantization_config {'bits': 8}; only None is computed here"),
         ({"is_decoder": True}, "has is_decoder True; only False is computed here"),
         ({"add_cross_attention": True}, "has add_cross_attention True; only False is computed here"),
         ({"pruned_heads": {"1": [0]}}, "has pruned_heads {'1': [0]}; only {} is computed here"),
@@ -210,8 +223,10 @@ def test_a_tokenizer_that_joins_texts_otherwise_is_refused(tmp_path: Path, damag
     before = (folder / "tokenizer.json").read_text()
     damage(folder)
     assert (folder / "tokenizer.json").read_text() != before
-    with pytest.raises(UserError, match=r"does not give \[CLS\] text \[SEP\] and .* with segments 0 and 1; vocab.txt"):
+    with pytest.raises(UserError, match=r"does not give \[CLS\] text \[SEP\] and .* with segments 0 and 1; token"):
         pretrained.find_pretrained(str(folder), "x")
+    settings.write_text('{"tokenizer_class": "BertTokenizer"}')  # the cure
+    assert same_ids(folder)
 
 
 def same_ids(folder: Path) -> bool:
@@ -257,6 +272,49 @@ def test_embeddings_padded_to_a_multiple_of_eight(tmp_path: Path) -> None:
                 pretrained.find_pretrained(str(folder), "x")
 
 
+def test_a_row_of_padding_is_no_special_token(tmp_path: Path) -> None:
+    """The library adds what a vocabulary lacks at its end, where padded embeddings have rows that mean nothing."""
+    folder = tiny.make_bert(tmp_path / "bert")
+    drop_vocabulary(folder)
+    (folder / "vocab.txt").write_text("\n".join(tiny.VOCABULARY).replace("[CLS]", "<s>") + "\n")
+    tiny.change_config(folder, vocab_size=48)
+    with pytest.raises(UserError, match=r"x: the tokenizer in .* has no \[CLS\] in its vocabulary"):
+        pretrained.find_pretrained(str(folder), "x")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_pretrained_model_as_the_authors_of_bert_stored_it(tmp_path: Path, suffix: str) -> None:
+    """With the heads of its pre-training, position_ids, and LayerNorm's weights by their old names."""
+    folder = tiny.make_bert(tmp_path / "bert")
+    torch.manual_seed(1)
+    model = BertForPreTraining(BertConfig.from_pretrained(folder))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights |= {"bert.embeddings.position_ids": torch.arange(32)[None]}
+    old = {n.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v for n, v in weights.items()}
+    (folder / "model.safetensors").unlink()
+    if suffix == "bin":
+        torch.save(old, folder / "pytorch_model.bin")
+    else:
+        save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
+    start = pretrained.find_pretrained(str(folder), "x")
+    found = start.encoder().state_dict()
+    assert found and all(torch.equal(value, weights[f"bert.{name}"]) for name, value in found.items())
+    assert start.notes == []
+
+
+def test_a_vocabulary_of_chinese_characters(tmp_path: Path) -> None:
+    folder = tiny.make_bert(tmp_path / "bert")
+    drop_vocabulary(folder)
+    signs = [chr(0x4E00 + index) for index in range(41)]
+    (folder / "vocab.txt").write_text("\n".join([*tiny.VOCABULARY[:5], *signs]) + "\n")
+    for settings in ({}, {"do_lower_case": False}):  # the second as bert-base-chinese comes
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = pretrained.find_pretrained(str(folder), "x").tokenizer
+        assert tokenizer("\u4e00\u4e02", "\u4e01")["input_ids"] == [2, 5, 7, 3, 6, 3]
+
+
 def test_a_masked_language_model_gets_a_new_pooler(tmp_path: Path) -> None:
     folder = tiny.make_bert(tmp_path / "bert")
     config = BertConfig.from_pretrained(folder)
@@ -268,14 +326,14 @@ def test_a_masked_language_model_gets_a_new_pooler(tmp_path: Path) -> None:
     assert start.notes == ["note: x has no pooler; a new one starts at random"]
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_weights_in_several_files(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind, part", [("safetensors", "-{:05}-of-00002"), ("bin", "-{:05}-of-00002"), ("bin", "{}")])
+def test_weights_in_several_files(tmp_path: Path, kind: str, part: str) -> None:
     folder = tiny.make_bert(tmp_path / "bert")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     whole = "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"
     stem, suffix = whole.split(".")
-    halves = [f"{stem}-{number:05}-of-00002.{suffix}" for number in (1, 2)]
+    halves = [f"{stem}{part.format(number)}.{suffix}" for number in (1, 2)]
     names = sorted(weights)
     places = {name: halves[index % 2] for index, name in enumerate(names)}
     for half in halves:
@@ -288,11 +346,15 @@ def test_weights_in_several_files(tmp_path: Path, kind: str) -> None:
     encoder = start.encoder().state_dict()
     assert all(torch.equal(encoder[name], value) for name, value in weights.items())
     digest = start.info["ptrain_sha256"]
-    other = sorted(folder.glob(f"{stem}-*"))[1]
-    other.unlink()
-    with pytest.raises(UserError, match="x: the weights in .* cannot be loaded"):
-        pretrained.find_pretrained(str(folder), "x").encoder()
+    with open(folder / halves[1], "ab") as file:
+        file.write(b"x")
     assert pretrained.find_pretrained(str(folder), "x").info["ptrain_sha256"] != digest
+    (folder / halves[1]).unlink()
+    with pytest.raises(UserError, match=f"^x: {folder} holds no {halves[1]}$"):
+        pretrained.find_pretrained(str(folder), "x")
+    (folder / f"{whole}.index.json").write_text('{"weight_map": [1]}')
+    with pytest.raises(UserError, match="^x: .*index.json is no index of weights"):
+        pretrained.find_pretrained(str(folder), "x")
 
 
 def test_one_segment_is_too_few_for_pairs(tmp_path: Path) -> None:
@@ -309,13 +371,25 @@ def test_a_moved_start_is_found_by_its_weights(root: Path) -> None:
     (root / "bert").rename(root / "moved")
     tiny.change_config(root / "runs" / "teacher_bert_qqp", ptrain_ver=str(root / "bert"))
     flags = tiny.student_flags(root, total_step=2, warmup_step=1)
-    with pytest.raises(UserError, match=f"^--teacher_exp teacher: its --ptrain_ver .*{root / 'bert'}: is neither"):
+    with pytest.raises(
+        UserError, match=f"^--teacher_exp teacher: its --ptrain_ver {root / 'bert'}: no such folder; if"
+    ):
         tiny.run_script("run_pkd_distill", **flags)
     tiny.run_script("run_pkd_distill", **flags, ptrain_ver=root / "moved")
     tiny.run_script("run_pkd_distill", **flags)  # is finished, wherever that model lies
     rewrite_weights(root / "moved", lambda weights: {name: value + 1 for name, value in weights.items()})
     with pytest.raises(UserError, match="moved: has other weights than the model that the teacher started from$"):
         tiny.run_script("run_pkd_distill", **flags | {"experiment": "other"}, ptrain_ver=root / "moved")
+
+
+def test_a_teacher_that_keeps_no_checksum_is_told_by_sizes(root: Path) -> None:
+    path = root / "runs" / "teacher_bert_qqp" / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["ptrain_sha256"], saved["config_sha256"]
+    path.write_text(json.dumps(saved))
+    tiny.make_bert(root / "deep", layers=8)
+    with pytest.raises(UserError, match="deep: has num_hidden_layers 8, but the teacher started from one of 4$"):
+        tiny.run_script("run_pkd_distill", **tiny.student_flags(root), ptrain_ver=root / "deep")
 
 
 def test_a_random_start_needs_no_pretrained_model(root: Path) -> None:
@@ -362,16 +436,82 @@ def test_a_hub_model_is_found_by_its_revision(tmp_path: Path, monkeypatch: pytes
     assert json.loads((tmp_path / "runs/teacher_bert_qqp/config.json").read_text())["ptrain_commit"] == "b" * 40
 
 
-def test_a_hub_model_without_a_tokenizer_is_not_taken_from_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the only model in the hub's cache, some/bert."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     stored = tmp_path / "cache" / "models--some--bert"
     (stored / "refs").mkdir(parents=True)
     (stored / "refs" / "main").write_text("a" * 40)
-    drop_vocabulary(tiny.make_bert(stored / "snapshots" / ("a" * 40)))
+    return tiny.make_bert(stored / "snapshots" / ("a" * 40))
+
+
+def test_a_hub_model_without_a_tokenizer_is_not_taken_from_the_cache(cached: Path) -> None:
+    drop_vocabulary(cached)
     with pytest.raises(UserError, match="^x: what could be had of it holds no tokenizer.json or vocab.txt; check the"):
         pretrained.find_pretrained("some/bert", "x")
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """The hub's answers for some/bert, whose files lie in the server's `folder`; paths asked for go into `asked`."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        name = self.path.rpartition("/")[2].partition("?")[0]
+        files = sorted(path.name for path in self.server.folder.iterdir())
+        if self.path.startswith("/api/models/some/bert"):
+            tree = [{"type": "file", "path": name, "size": 1, "oid": name} for name in files]
+            facts = {"id": "some/bert", "sha": "a" * 40, "siblings": [{"rfilename": name} for name in files]}
+            body = json.dumps(tree if "/tree/" in self.path else facts).encode()
+            self.answer(200, body, {"Content-Type": "application/json"})
+        elif self.path.startswith("/some/bert/resolve/") and name in files:
+            body = (self.server.folder / name).read_bytes()
+            etag = hashlib.sha256(body).hexdigest()
+            self.answer(200, body, {"ETag": f'"{etag}"', "X-Repo-Commit": "a" * 40})
+        else:
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None: ...
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """Let huggingface_hub ask a server on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.folder, server.asked = tiny.make_bert(tmp_path / "hub"), []
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_the_hub_is_asked_for_what_its_cache_lacks(cached: Path, hub: ThreadingHTTPServer) -> None:
+    drop_vocabulary(cached)
+    found = pretrained.find_pretrained("some/bert", "x")
+    assert found.folder == cached and found.tokenizer("w1")["input_ids"] == [2, 6, 3]
+    assert any(path.endswith("/tokenizer.json") for path in hub.asked)
+    assert not any(path.endswith("/model.safetensors") for path in hub.asked)  # which was there
+    hub.asked.clear()
+    pretrained.find_pretrained("some/bert", "x")
+    assert hub.asked == []  # now all is
+    shutil.rmtree(cached.parents[2])
+    assert pretrained.find_pretrained("some/bert", "x").encoder()
+    assert any(path.endswith("/model.safetensors") for path in hub.asked)
 
 
 def test_unknown_hub_name_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

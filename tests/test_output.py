@@ -96,3 +96,27 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(root: Path, number: int)
         signal.signal(number, before)
     assert code == 0, said
     assert (root / "runs" / "student_bert_qqp" / "model-8.pt").is_file()
+
+
+class PanicException(BaseException):
+    """As PyO3 raises it when Rust panics; not an Exception."""
+
+
+PanicException.__module__ = "pyo3_runtime"
+
+
+def test_a_panic_of_the_tokenizer_is_a_line() -> None:
+    def panic() -> None:
+        raise PanicException("index out of bounds")
+
+    code, said = in_child(panic)
+    assert code == 2
+    assert said.rstrip().endswith(
+        "error: the tokenizers library broke off (index out of bounds); is the tokenizer damaged?"
+    )
+
+
+def test_a_file_that_nobody_thought_of_is_a_line(tmp_path: Path) -> None:
+    code, said = in_child(lambda: (tmp_path / "there" / "is  none").read_text())
+    assert code == 2
+    assert said.rstrip().endswith(f"error: {tmp_path}/there/is  none: No such file or directory")

@@ -30,15 +30,16 @@ def test_first_lines(root: Path, capsys: pytest.CaptureFixture) -> None:
     said = first_lines(root, capsys, batch_size=7, student_init="first").splitlines()
     teacher = root / "runs" / "teacher_bert_qqp" / "config.json"
     lengths = (root / "data" / "QQP" / "train.tsv").read_text().count("\n") - 1
-    assert said[:2] == [
+    assert said[:3] == [
         f"student student: qqp train, {lengths} examples, in {root / 'runs' / 'student_bert_qqp'}",
         f"method lad: 4 -> 2 layers; starts from layers 1, 2 of {json.loads(teacher.read_text())['ptrain_ver']}",
+        "sizes: --d_model 16 --d_ff 32 --num_attention_heads 2 --type_vocab_size 2",
     ]
     paths = f"--data_dir {root / 'data'} --experiment_dir {root / 'runs'}"
     command = f"python run_fine_tune_eval.py --experiment teacher --task qqp --dataset dev {paths}"
-    assert said[2] == f"teacher teacher, step 4: not evaluated: {command}"
-    assert said[4] == "2 steps of 7 examples (1 x 7), 0.7 epochs; 1 thread"
-    assert said[5].startswith("texts: 14 word pieces in the median; 42.9% fill --max_seq_len 16")
+    assert said[3] == f"teacher teacher, step 4: not evaluated: {command}"
+    assert said[5] == "2 steps of 7 examples (1 x 7), 0.7 epochs; 1 thread"
+    assert said[6].startswith("texts: 14 word pieces in the median; 42.9% fill --max_seq_len 16")
     assert any(line.startswith("done: ") and "iB on cpu at most" in line for line in said)
 
 

@@ -124,8 +124,17 @@ def split_problems(flags: Namespace, dataset: str, allowed: list[str], flag: str
         return
     path = data_file(flags, task_spec(flags).splits[dataset])
     if not os.path.isfile(path):
-        cure = "python -m fine_tune.download, or point --data_dir at it"
-        yield f"--data_dir {flags.data_dir}: {path} does not exist; {cure}"
+        yield f"--data_dir {flags.data_dir}: {path} does not exist; {data_cure(flags, path)}"
+
+
+def data_cure(flags: Namespace, path: Path) -> str:
+    """Return what to do about a data file that is not there: --data_dir may be a folder too deep, or too high."""
+    name, folder = path.relative_to(flags.data_dir), Path(flags.data_dir)
+    around = [folder.parent, *(sorted(folder.glob("*/")) if os.path.isdir(folder) else [])]
+    near = next((each for each in around if os.path.isfile(each / name)), None)
+    if near:
+        return f"did you mean --data_dir {near}?"
+    return "python -m fine_tune.download gets it (docs/data.md), or point --data_dir at it"
 
 
 @needs("task", "dataset")

@@ -95,8 +95,10 @@ def read_run(flag: str, folder: Path, flags: Namespace) -> Namespace:
     try:
         saved = complete_config(path)
     except UserError as error:
+        if os.path.lexists(path):
+            raise UserError(f"--{flag}: {error}") from None
         others = f"--{'tmodel' if flag == 'teacher_exp' else 'model'}, --task, --experiment_dir"
-        hint = "" if os.path.exists(path) else nearest_run(folder, flags.task)
+        hint = nearest_run(folder, flags.task)
         raise UserError(f"--{flag}: {error}; is this the run you meant (check {others})?{hint}") from None
     named = saved.get("id2label", {})
     labels = saved.get("labels") or [named[key] for key in sorted(named, key=lambda key: (len(key), key))]

@@ -17,7 +17,7 @@ class Stop(Exception):
     word = "error"
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())  # one line, whatever a library put into its message
+        return " ".join(map(str.strip, super().__str__().splitlines()))  # whatever a library put into its message
 
 
 class UserError(Stop):

@@ -71,17 +71,11 @@ def load_library(found: Pretrained, spec: TaskSpec) -> BertClassifier:
 
     Raises UserError when it has no head, or not one output per label of the task.
     """
-    quiet_transformers()
-    try:
-        model, info = BertForSequenceClassification.from_pretrained(
-            found.folder, config=found.config, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
-    except Exception as error:  # the library raises a dozen kinds for a damaged file, or one that would run code
-        raise UserError(f"{found.source}: the weights in {found.folder} cannot be loaded ({error})") from error
+    model, info = found.load(BertForSequenceClassification)
     if any(key.startswith("classifier.") for key in info["missing_keys"]):
         cure = "fine-tune it by run_fine_tune.py --ptrain_ver"
         raise UserError(f"{found.source}: {found.folder} holds a model without a classifier's head; {cure}")
-    bad = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    bad = sorted(info["missing_keys"])
     strange = [key for key in sorted(info["unexpected_keys"]) if not key.endswith("position_ids")]
     if bad or strange:
         what = f"lacks {bad[0]}" if bad else f"holds {strange[0]}, which BERT classifiers do not have"

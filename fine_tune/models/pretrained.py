@@ -1,6 +1,8 @@
 """Pre-trained BERTs: found by hub name or local folder, with a tokenizer that fits."""
 
 import hashlib
+import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,25 +11,33 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedModel
+from transformers.activations import ACT2FN
 
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import sha256
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-WEIGHT_FILES = {  # what holds the weights, whole or an index of parts: all the files that belong to it
+WEIGHT_FILES = {  # what holds the weights, whole or an index of parts; what those are called on the hub
     "model.safetensors": "model.safetensors",
     "model.safetensors.index.json": "model-*-of-*.safetensors",
     "pytorch_model.bin": "pytorch_model.bin",
     "pytorch_model.bin.index.json": "pytorch_model-*-of-*.bin",
 }
-COMPUTED = {  # settings of config.json that change what a BERT computes, and the value that models/encoder.py computes
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "pruned_heads": {},
+# Settings of config.json that change what a BERT computes, and the values of them that models/encoder.py computes:
+COMPUTED: dict[str, Collection[Any]] = {
+    "hidden_act": ACT2FN,
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "pruned_heads": ({},),
+    "quantization_config": (None,),
 }
+POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
+WIDTHS = (  # settings of config.json that its weights' shapes follow from
+    "num_hidden_layers hidden_size intermediate_size type_vocab_size vocab_size max_position_embeddings".split()
+)
 PADDED = 8, 128  # rows of embeddings beyond the vocabulary: to a multiple of the first, fewer than the second
 
 
@@ -47,8 +57,7 @@ class Pretrained:
     @cached_property
     def info(self) -> dict[str, str]:
         """Return what a run's config.json says of where it started: its weights' checksum, and a hub model's commit."""
-        name = next(name for name in WEIGHT_FILES if (self.folder / name).is_file())
-        digests = [sha256(path) for path in sorted(self.folder.glob(WEIGHT_FILES[name]))]
+        digests = [sha256(path) for path in weight_files(self.folder, self.source)]
         whole = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
         commit = {"ptrain_commit": self.folder.name} if self.folder.parent.name == "snapshots" else {}
         return {"ptrain_sha256": whole} | commit
@@ -61,19 +70,44 @@ class Pretrained:
         if pairs and self.config.type_vocab_size < 2:
             raise UserError(f"{self.source}: has type_vocab_size 1, but the task has pairs of texts, which need 2")
 
-    def encoder(self) -> BertModel:
-        """Load the weights in fp32; raises UserError when one is missing, has another shape or would not be used.
+    def require_sizes(self, sizes: dict[str, Any]) -> None:
+        """Raise UserError unless its weights have the `sizes` of a teacher that is said to have started from it."""
+        for name in WIDTHS:
+            own = getattr(self.config, name)
+            if own != sizes[name]:
+                raise UserError(f"{self.source}: has {name} {own}, but the teacher started from one of {sizes[name]}")
 
-        A pooler that is missing, as in a masked language model, starts at random.
+    def load(self, kind: type[PreTrainedModel]) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """Load the weights in fp32 into a model of the library's class `kind`; return it, and what was found amiss.
+
+        Raises UserError when they cannot be read, or one has another shape than config.json says.
         """
         quiet_transformers()
         try:
-            # The checkpoint's own precision would otherwise decide ours.
-            encoder, info = BertModel.from_pretrained(self.folder, dtype=torch.float32, output_loading_info=True)
-        except Exception as error:  # the library raises a dozen kinds for a damaged file
+            # The checkpoint's own precision would otherwise decide ours. Of wrong shapes the library prints tables.
+            model, info = kind.from_pretrained(
+                self.folder,
+                config=self.config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+            )
+        except Exception as error:  # the library raises a dozen kinds for a damaged file, or one that would run code
             raise UserError(f"{self.source}: the weights in {self.folder} cannot be loaded ({error})") from error
-        poolers = {key for key in info["missing_keys"] if key.startswith("pooler.")}
-        bad = sorted(info["missing_keys"] - poolers) + sorted(str(key) for key in info["mismatched_keys"])
+        for name, found, wanted in sorted(info["mismatched_keys"]):
+            shapes = f"has the shape {tuple(found)}, but config.json says {tuple(wanted)}"
+            raise UserError(f"{self.source}: {self.folder}: {name} {shapes}")
+        return model, info
+
+    def encoder(self) -> BertModel:
+        """Load the encoder; raises UserError when one of its weights is missing or would not be used.
+
+        A pooler that is missing, as in a masked language model, starts at random.
+        """
+        encoder, info = self.load(BertModel)
+        poolers = POOLER if POOLER <= set(info["missing_keys"]) else set()
+        bad = sorted(set(info["missing_keys"]) - poolers)
         if bad:
             raise UserError(f"{self.source}: {self.folder} lacks {len(bad)} of BERT's weights, {bad[0]} first")
         over = sorted(key.removeprefix("bert.") for key in info["unexpected_keys"] if not key.endswith("position_ids"))
@@ -103,7 +137,7 @@ def find_pretrained(ptrain_ver: str, source: str) -> Pretrained:
     """
     quiet_transformers()
     folder = Path(ptrain_ver) if Path(ptrain_ver).is_dir() else download(ptrain_ver, source)
-    absent = missing_files(folder)
+    absent = missing_files(folder, source)
     if absent:
         raise UserError(f"{source}: {folder} holds no {absent}")
     try:
@@ -111,33 +145,46 @@ def find_pretrained(ptrain_ver: str, source: str) -> Pretrained:
         config = BertConfig.from_dict(values)
     except Exception as error:  # whatever the library makes of a damaged config.json
         raise UserError(f"{source}: {folder / 'config.json'} cannot be read ({error})") from error
-    if values.get("model_type", "bert") != "bert":
+    if (values.get("model_type") or "bert") != "bert":
         raise UserError(f"{source}: {folder} holds a {values['model_type']} model; only BERT models can be teachers")
-    for name, value in COMPUTED.items():
-        if values.get(name, value) != value:
+    for name in sorted(values.keys() & COMPUTED):
+        if values[name] not in COMPUTED[name]:
+            known = ", ".join(map(str, COMPUTED[name]))
             raise UserError(
-                f"{source}: {folder / 'config.json'} has {name} {values[name]}; only {value} is computed here"
+                f"{source}: {folder / 'config.json'} has {name} {values[name]}; only {known} is computed here"
             )
     return Pretrained(source, folder, config, load_tokenizer(folder, config.vocab_size, source))
 
 
-def missing_files(folder: Path) -> str:
+def weight_files(folder: Path, source: str) -> list[Path]:
+    """Return the files that the library reads a model's weights from, there or not: one, an index's, or none."""
+    first = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if first is None or first.suffix != ".json":
+        return [first] if first else []
+    try:
+        return [folder / name for name in sorted(set(json.loads(first.read_bytes())["weight_map"].values()))]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{source}: {first} is no index of weights ({error})") from error
+
+
+def missing_files(folder: Path, source: str) -> str:
     """Return what a model's folder lacks, "" if nothing."""
-    kinds = (("config.json",), TOKENIZER_FILES, ("model.safetensors", "pytorch_model.bin"))
-    kept = {name.removesuffix(".index.json") for name in WEIGHT_FILES if (folder / name).is_file()}
-    for wanted in kinds:
-        if not any(name in kept or (folder / name).is_file() for name in wanted):
+    for wanted in (("config.json",), TOKENIZER_FILES):
+        if not any((folder / name).is_file() for name in wanted):
             return " or ".join(wanted)
-    return ""
+    weights = weight_files(folder, source)
+    if not weights:
+        return "model.safetensors or pytorch_model.bin"
+    return next((path.name for path in weights if not path.is_file()), "")
 
 
 def download(name: str, source: str) -> Path:
     """Return the local copy of a hub model: the cache's if it is whole, so that a second run needs no network."""
     repository, _, revision = name.partition("@")
     wanted = ["config.json", "tokenizer_config.json", "special_tokens_map.json", *TOKENIZER_FILES]
-    problem: Exception | None = None
-    folder = None
+    absent = ""
     for offline in (True, False):
+        problem: Exception | None = None
         for weights, parts in WEIGHT_FILES.items():
             try:
                 folder = huggingface_hub.snapshot_download(
@@ -149,11 +196,12 @@ def download(name: str, source: str) -> Path:
             except Exception as error:  # unknown name, no network, no permission: each of its own kind
                 problem = error
                 break
-            if not missing_files(Path(folder)):
+            absent = missing_files(Path(folder), source)
+            if not absent:
                 return Path(folder)
     cure = "check the name and the network, or give a folder that holds the model"
-    if folder and not problem:
-        raise UserError(f"{source}: what could be had of it holds no {missing_files(Path(folder))}; {cure}")
+    if absent and not problem:
+        raise UserError(f"{source}: what could be had of it holds no {absent}; {cure}")
     kind = type(problem).__name__
     raise UserError(
         f"{source}: is neither a local folder nor a model that could be had from the hub ({kind}); {cure}"
@@ -191,11 +239,15 @@ def tokenizer_problem(tokenizer: Any, vocab_size: int) -> str:
         return f"has {found} entries, but the model needs {vocab_size}"
     if max(tokenizer.get_vocab().values()) >= vocab_size:
         return f"has entries beyond the model's {vocab_size}"
+    special = {tokenizer.cls_token: tokenizer.cls_token_id, tokenizer.sep_token: tokenizer.sep_token_id}
+    added = [name for name, number in special.items() if number is not None and number >= tokenizer.vocab_size]
+    if padded and added:  # by the library, as the first row that nothing was learned for
+        return f"has no {added[0]} in its vocabulary"
     if lowers_cased_words(tokenizer):
         cure = 'a tokenizer_config.json with {"do_lower_case": false} beside it, as the model came with'
         return f"lower-cases all texts, but its vocabulary is cased; it needs {cure}"
     if not joins_as_bert(tokenizer):
-        cure = "vocab.txt alone, without tokenizer.json, is read as BERT's"
+        cure = 'tokenizer_config.json can say {"tokenizer_class": "BertTokenizer"}'
         return f"does not give [CLS] text [SEP] and [CLS] text [SEP] text [SEP] with segments 0 and 1; {cure}"
     return ""
 
@@ -206,10 +258,11 @@ def joins_as_bert(tokenizer: Any) -> bool:
     backend.no_padding()
     backend.no_truncation()
     cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    plain = backend.encode("a", add_special_tokens=False).ids
-    alone, pair = backend.encode("a"), backend.encode("a", "a")
-    segments = [0] * (len(plain) + 2) + [1] * (len(plain) + 1)
-    return (alone.ids, pair.ids, pair.type_ids) == (cls + plain + sep, cls + plain + sep + plain + sep, segments)
+    # Two texts that differ in their length, also where both are unknown words.
+    first, second = (backend.encode(text, add_special_tokens=False).ids for text in ("a", "a a"))
+    alone, pair = backend.encode("a"), backend.encode("a", "a a")
+    segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    return (alone.ids, pair.ids, pair.type_ids) == (cls + first + sep, cls + first + sep + second + sep, segments)
 
 
 def lowers_cased_words(tokenizer: Any) -> bool:

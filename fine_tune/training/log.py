@@ -51,7 +51,7 @@ def progress(total: int, initial: int, what: str) -> tqdm:
     """
     same = {"unit": what, "mininterval": 0.1 if sys.stderr.isatty() else 30, "disable": not is_main_process()}
     if shutil.get_terminal_size().columns < WIDE:
-        same["bar_format"] = "{desc}{n_fmt}/{total_fmt} {elapsed}<{remaining}"
+        same["bar_format"] = "{desc} {n_fmt}/{total_fmt} {elapsed}<{remaining}"
     return tqdm(total=total, initial=initial, dynamic_ncols=True, **same)
 
 
@@ -157,7 +157,7 @@ class Log:
         if due or losses["loss"].device.type == "cpu":  # reading a value waits for a GPU, so there only when due
             self.before()
             values = read(losses | shown if due else losses)
-            self.progress.set_description(" ".join(f"{k}: {values[k]:.4g}" for k in losses), refresh=False)
+            self.progress.set_description_str(" ".join(f"{k}: {values[k]:.4g}" for k in losses), refresh=False)
             if due:
                 named = values | lrs | self.rates()
                 self.write(step, {f"{self.tag}/{name}": value for name, value in named.items()})

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fine_tune.cli.checks import STUDENT_SIZES
 from fine_tune.cli.evaluations import evaluation_command, evaluation_path, read_evaluation
 from fine_tune.cli.runs import data_file, own_folder, teacher_folder
 from fine_tune.core.errors import UserError
@@ -81,6 +82,11 @@ def method_line(config: Namespace, layers: int) -> str:
     start = f"starts from layers {taken} of {config.ptrain_ver}" if skip else "its layers start at random"
     deep = " (as deep as its teacher: nothing becomes faster)" if students == layers else ""
     return f"method {variant}: {layers} -> {students} layers{deep}; {start}"
+
+
+def sizes_line(config: Namespace) -> str:
+    """Return a line on the student's sizes, as flags: given, or else the teacher's."""
+    return "sizes: " + " ".join(f"--{flag} {getattr(config, flag)}" for flag in STUDENT_SIZES)
 
 
 def teacher_line(flags: Namespace) -> str:

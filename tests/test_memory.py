@@ -1,0 +1,93 @@
+"""Memory that does not suffice: one line, the cures that apply, and what was saved stays."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fine_tune import evaluate
+from fine_tune.core.memory import cures, size_words
+from fine_tune.distil import Distillation
+from fine_tune.training.scoring import predict
+from tests import tiny
+from tests.interruptions import Patch, in_child
+
+TOO_MUCH = 10**14  # bytes: refused at once, by PyTorch's own allocator or by NumPy's
+
+
+def allocate_in_step(step: int) -> Patch:
+    """Ask for more than there is in the forward pass of `step`."""
+    forward, seen = Distillation.forward, []
+
+    def greedy(task: Distillation, batch: object) -> object:
+        seen.append(batch)
+        return torch.empty(TOO_MUCH // 4) if len(seen) == step else forward(task, batch)
+
+    return Distillation, "forward", greedy
+
+
+def test_a_training_that_needs_too_much(root: Path) -> None:
+    flags = tiny.student_flags(root)
+    code, said = in_child(lambda: tiny.run_script("run_lad_distil", **flags), allocate_in_step(5))
+    assert code == 4
+    cure = (
+        "--accum_step 2 (numbers change by rounding), or --pad_loss masked (other numbers), or a smaller --batch_size"
+    )
+    expected = f": out of memory in training; what was saved stays; {cure} (other numbers)"
+    assert said.splitlines()[-1].endswith(expected)
+    assert "Traceback" not in said
+    code, said = in_child(lambda: tiny.run_script("run_lad_distil", **flags))
+    assert code == 0
+    assert "resuming after step 4" in said
+
+
+def test_an_evaluation_that_needs_too_much(root: Path) -> None:
+    flags = {"experiment": "teacher", "task": "qqp", "dataset": "dev", "batch_size": 4} | tiny.paths(root)
+
+    def greedy(*args: object) -> np.ndarray:
+        predict(*args)
+        return np.empty(TOO_MUCH, np.int8)
+
+    code, said = in_child(lambda: tiny.run_script("run_fine_tune_eval", **flags), (evaluate, "predict", greedy))
+    assert code == 4
+    assert said.splitlines()[-1].endswith(
+        ": out of memory in evaluation; what was scored stays; a smaller --batch_size"
+    )
+
+
+def test_another_error_stays_a_bug(root: Path) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    flags = tiny.student_flags(root)
+    code, said = in_child(lambda: tiny.run_script("run_lad_distil", **flags), (Distillation, "forward", broken))
+    assert code == 70
+    assert "out of memory" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ({"batch_size": 32, "accum_step": 16, "pad_loss": "masked"}, ["--accum_step 32", "a smaller --batch_size"]),
+        ({"batch_size": 3, "accum_step": 1, "pad_loss": "sampled"}, ["--pad_loss masked", "a smaller --batch_size"]),
+        (
+            {"batch_size": 1, "accum_step": 1, "precision": "fp32", "device_id": 0},
+            ["--precision bf16"],
+        ),
+        ({"batch_size": 1, "accum_step": 1, "precision": "fp32", "device_id": -1}, ["a machine with more memory"]),
+        ({"batch_size": 8}, ["a smaller --batch_size"]),
+    ],
+)
+def test_only_cures_that_apply_are_named(flags: dict[str, object], found: list[str]) -> None:
+    assert [cure.partition(" (")[0] for cure in cures(Namespace(**flags))] == found
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1,000 B"), (1024, "1 KiB"), (86016, "84 KiB"), (1.5e6, "1.43 MiB")]
+    + [(1023 * 2**20, "1,023 MiB"), (5 * 2**30, "5 GiB"), (397.4 * 2**30, "397 GiB"), (2000 * 2**30, "2,000 GiB")],
+)
+def test_sizes_have_digits_that_mean_something(count: float, words: str) -> None:
+    assert size_words(count) == words
