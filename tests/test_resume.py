@@ -193,7 +193,7 @@ def test_other_versions_give_a_note(root: Path) -> None:
 def test_one_writer(root: Path) -> None:
     flags = tiny.student_flags(root)
     with files.locked(root / "runs" / "student_bert_qqp"):
-        with pytest.raises(UserError, match=rf"another process \({os.getpid()}\) is training here; wait"):
+        with pytest.raises(UserError, match=rf"another process is training here \(process {os.getpid()} on \S+\); wait"):
             tiny.run_script("run_lad_distil", "--weak_teacher", **flags)
         with files.locked(root / "runs" / "teacher_bert_qqp"):
             evaluation(root)()
