@@ -193,7 +193,9 @@ def test_other_versions_give_a_note(root: Path) -> None:
 def test_one_writer(root: Path) -> None:
     flags = tiny.student_flags(root)
     with files.locked(root / "runs" / "student_bert_qqp"):
-        with pytest.raises(UserError, match=rf"another process is training here \(process {os.getpid()} on \S+\); wait"):
+        with pytest.raises(
+            UserError, match=rf"another process is training here \(process {os.getpid()} on \S+\); wait"
+        ):
             tiny.run_script("run_lad_distil", "--weak_teacher", **flags)
         with files.locked(root / "runs" / "teacher_bert_qqp"):
             evaluation(root)()
@@ -448,6 +450,7 @@ STRANGE: dict[str, tuple[tuple[object, ...], Callable[[Any], Any]]] = {
     "another stream of random numbers": (("random", 0, "cpu"), lambda stream: stream[:100]),
     "no streams": (("random",), lambda streams: []),
     "seconds in words": (("seconds",), lambda seconds: "long"),
+    "seconds that are no number": (("seconds",), lambda seconds: float("nan")),
     "a list": ((), list),
 }
 

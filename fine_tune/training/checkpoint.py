@@ -1,6 +1,7 @@
 """Model, gate and state files of a run: written atomically, verified when read."""
 
 import json
+import math
 import os
 import re
 import warnings
@@ -154,6 +155,7 @@ def resume(folder: Path, task: Task, config: Namespace) -> tuple[int, float]:
         if "settings" in state:  # older states do not say
             require_same_settings(state["settings"], config)
         require(type(state["step"]) is int and 0 < state["step"] <= config.total_step)
+        require(math.isfinite(state.get("seconds", 0)))  # older states do not say
         for name, module in task.trainable_modules.items():
             require_alike(state["modules"][name], module.state_dict())
             module.load_state_dict(state["modules"][name])
@@ -164,7 +166,7 @@ def resume(folder: Path, task: Task, config: Namespace) -> tuple[int, float]:
         for gpu, stream in streams["gpus"].items():
             if gpu < torch.cuda.device_count():  # devices may be others now
                 torch.cuda.set_rng_state(stream, gpu)
-        return state["step"], float(state.get("seconds", 0))  # older states do not say
+        return state["step"], float(state.get("seconds", 0))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit this run; delete it or start with --overwrite") from error
 
