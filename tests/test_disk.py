@@ -134,7 +134,7 @@ def test_a_data_file_that_is_a_pipe_is_missing(root: Path) -> None:
     pipe(root / "data" / "QQP" / "train.tsv")
     code, said = guarded(lambda: student(root))
     assert code == 2
-    assert said.endswith("train.tsv does not exist; python -m fine_tune.download, or point --data_dir at it\n")
+    assert "train.tsv does not exist; " in said
 
 
 @pytest.mark.parametrize("name", ["cache", "logits"])
