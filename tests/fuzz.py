@@ -238,7 +238,7 @@ def with_odd_flag(chance: random.Random) -> Command:
 
 
 def attempt(root: Path, command: Command) -> tuple[int, str]:
-    """Give a command in a process of its own; return its exit code and what is wrong with how it ends, "" if nothing."""
+    """Give a command in a process of its own; return its exit code and what is wrong with that end, "" if nothing."""
 
     def limited() -> None:
         signal.alarm(SECONDS)
