@@ -90,7 +90,7 @@ def split_facts(flags: Namespace, labels: np.ndarray) -> dict[str, Any]:
 def known_row(flags: Namespace, path: Path, step: int, labels: np.ndarray) -> tuple[str, Row | None]:
     """Return the checksum of a checkpoint, "" if it has gone, and its row if these weights were scored on this split.
 
-    Without its logits a row is as good as none, and --again asks for none.
+    Without its logits, or one of the scores, a row is as good as none, and --again asks for none.
     """
     try:
         digest = sha256(path)
@@ -100,8 +100,10 @@ def known_row(flags: Namespace, path: Path, step: int, labels: np.ndarray) -> tu
         return "", None
     saved = evaluation_path(path.parent, flags.dataset)
     old = read_evaluation(saved) if saved.is_file() and not flags.again else Evaluation([], {})
-    same_data = old.facts.get("data_sha256") == flags.data_sha256
-    row = next((row for row in old.rows if row["step"] == step and row.get("sha256") == digest and same_data), None)
+    rows = old.rows if old.facts.get("data_sha256") == flags.data_sha256 else []
+    wanted = {"eval_loss", *task_spec(flags).metrics}
+    same = (row for row in rows if row["step"] == step and row.get("sha256") == digest and wanted <= row.keys())
+    row = next(same, None)
     kept = logits_path(path.parent, flags.dataset, step)
     return digest, row if read_logits(kept, flags.run_config.num_class, len(labels)) is not None else None
 
@@ -201,7 +203,7 @@ def table(rows: list[Row], majority: dict[str, float] | None = None, labels: tup
 
     A checkpoint that predicts one of the `labels` alone is no result, and says so.
     """
-    winners, names = best(rows), scored(rows[0])
+    winners, names = best(rows), [name for name in scored(rows[0]) if all(name in row for row in rows)]
     lines = ["".join(f"{name:>12}" for name in ["step", *names])]
     if majority:
         cells = (f"{majority[name]:>11.4f} " if name in majority else f"{'-':>11} " for name in names)

@@ -7,6 +7,7 @@ it. Moments are chosen by what the call is about - a step, a file - and not by h
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def in_child(action: Callable[[], None], *patches: Patch) -> tuple[int, str]:
             parser.run_script(action)
         except SystemExit as stop:
             status = stop.code
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(status)

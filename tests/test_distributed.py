@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fine_tune.core import interrupt, torchrun
+from fine_tune.core import files, interrupt, torchrun
 from fine_tune.core.errors import UserError
 from fine_tune.training import distributed
 from tests import golden, tiny
@@ -144,19 +144,32 @@ def test_a_signal_to_one_rank_after_the_other_stops_all_in_good_order(root: Path
     assert complaint.count("run_pkd_distill.py: stopped: SIGTERM: saved after step") == 1, complaint
 
 
-def test_signals_to_torchrun_and_its_ranks_at_once_stop_all_in_good_order(root: Path) -> None:
-    """As a cluster ends a job: every rank hears its own signal, and the one that torchrun passes on."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_signals_to_torchrun_stop_its_ranks_in_good_order(root: Path, killed: bool) -> None:
+    """A cluster ends a job so that every rank hears its own signal, and the one that torchrun passes on.
+
+    A torchrun that is killed passes nothing on: its ranks notice.
+    """
     process = torchrun_two("run_pkd_distill", **tiny.student_flags(root, total_step=100_000, ckpt_step=100_000))
     folder = root / "runs" / "student_bert_qqp"
     wait_for(folder / "config.json")
     time.sleep(1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
-    for process_id in (*children, process.pid, *children):
+    for process_id in (*children, process.pid, *children) if not killed else ():
         os.kill(int(process_id), signal.SIGTERM)
-    _, complaint = process.communicate(timeout=120)
+    if killed:
+        process.kill()
+    try:
+        _, complaint = process.communicate(timeout=60)  # until the ranks, which write there too, have ended
+    except subprocess.TimeoutExpired:
+        for process_id in children:
+            os.kill(int(process_id), signal.SIGKILL)
+        raise
     assert (folder / "state.pt").is_file(), complaint
     assert complaint.count("run_pkd_distill.py: stopped: SIGTERM: saved after step") == 1, complaint
+    with files.locked(folder):
+        pass
 
 
 def test_a_signal_heard_of_is_not_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ BROKEN = {
         "lower-cases all texts, but its vocabulary is cased; it needs a tokenizer_config",
     ),
     "a wrong shape": (
-        lambda folder: change_config(folder, max_position_embeddings=64),
+        lambda folder: tiny.change_config(folder, max_position_embeddings=64),
         "embeddings.position_embeddings.weight has the shape (32, 16), but config.json says (64, 16)",
     ),
     "half a pooler": (drop_bias_of_the_pooler, "lacks 1 of BERT's weights, pooler.dense.bias first"),
@@ -165,11 +165,6 @@ def test_broken_pretrained_model_is_one_line(tmp_path: Path, name: str) -> None:
 # --- what is refused, and what is fine --------------------------------------------------------------------------------
 
 
-def change_config(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -184,7 +179,7 @@ def change_config(folder: Path, **values: object) -> None:
 )
 def test_what_the_encoder_does_not_compute_is_refused(tmp_path: Path, values: dict[str, object], said: str) -> None:
     folder = tiny.make_bert(tmp_path / "bert")
-    change_config(folder, **values)
+    tiny.change_config(folder, **values)
     with pytest.raises(UserError, match=re.escape(f"x: {folder / 'config.json'} {said}")):
         pretrained.find_pretrained(str(folder), "x")
 
@@ -269,7 +264,7 @@ def test_embeddings_padded_to_a_multiple_of_eight(tmp_path: Path) -> None:
     for count, fits in ((48, True), (64, True), (47, False), (40, False), (176, False)):
         more = torch.zeros(max(0, count - rows), 16)
         rewrite_weights(folder, lambda weights, more=more: weights | {words: torch.cat([weights[words][:rows], more])})
-        change_config(folder, vocab_size=count)
+        tiny.change_config(folder, vocab_size=count)
         if fits:
             assert pretrained.find_pretrained(str(folder), "x").encoder().config.vocab_size == count
         else:
@@ -282,7 +277,7 @@ def test_a_row_of_padding_is_no_special_token(tmp_path: Path) -> None:
     folder = tiny.make_bert(tmp_path / "bert")
     drop_vocabulary(folder)
     (folder / "vocab.txt").write_text("\n".join(tiny.VOCABULARY).replace("[CLS]", "<s>") + "\n")
-    change_config(folder, vocab_size=48)
+    tiny.change_config(folder, vocab_size=48)
     with pytest.raises(UserError, match=r"x: the tokenizer in .* has no \[CLS\] in its vocabulary"):
         pretrained.find_pretrained(str(folder), "x")
 
@@ -366,7 +361,7 @@ def test_one_segment_is_too_few_for_pairs(tmp_path: Path) -> None:
     folder = tiny.make_bert(tmp_path / "bert")
     words = "embeddings.token_type_embeddings.weight"
     rewrite_weights(folder, lambda weights: weights | {words: weights[words][:1].clone()})
-    change_config(folder, type_vocab_size=1)
+    tiny.change_config(folder, type_vocab_size=1)
     tiny.make_qqp(tmp_path / "data")
     with pytest.raises(UserError, match="has type_vocab_size 1, but the task has pairs of texts, which need 2$"):
         tiny.run_script("run_fine_tune", **tiny.teacher_flags(tmp_path))
@@ -564,17 +559,8 @@ def test_folders_of_the_authors_code_work(root: Path) -> None:
     """No kind, no encoder sizes, no tokenizer in the folder, `position_ids` in the checkpoint."""
     folder = root / "runs" / "teacher_bert_qqp"
     values = json.loads((folder / "config.json").read_text())
-    for name in (
-        "kind",
-        "encoder",
-        "labels",
-        "versions",
-        "data_sha256",
-        "method",
-        "data_dir",
-        "experiment_dir",
-        "config_sha256",
-    ):
+    ours = "kind encoder labels versions data_sha256 method data_dir experiment_dir config_sha256 tokenizer_sha256"
+    for name in ours.split():
         values.pop(name, None)
     values["ptrain_ver"] = str(root / "bert")
     (folder / "config.json").write_text(json.dumps(values))

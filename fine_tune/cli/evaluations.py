@@ -64,7 +64,7 @@ def scored(row: Row) -> list[str]:
 def best(rows: list[Row]) -> dict[str, dict[str, float]]:
     """Return step and value of the best checkpoint per metric: the highest, for eval_loss the lowest, ties earliest."""
     result = {}
-    for name in scored(rows[0]) if rows else ():
+    for name in dict.fromkeys(name for row in rows for name in scored(row)):
         sign = -1 if name == "eval_loss" else 1
         known = [row for row in rows if not math.isnan(row.get(name, math.nan))]
         if known:

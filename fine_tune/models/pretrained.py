@@ -14,8 +14,10 @@ import transformers
 from transformers import BertConfig, BertModel, PreTrainedModel
 from transformers.activations import ACT2FN
 
+from fine_tune.cli.runs import ENCODER
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import sha256
+from fine_tune.core.shapes import misfit
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 WEIGHT_FILES = {  # what holds the weights, whole or an index of parts; what those are called on the hub
@@ -153,6 +155,9 @@ def find_pretrained(ptrain_ver: str, source: str) -> Pretrained:
             raise UserError(
                 f"{source}: {folder / 'config.json'} has {name} {values[name]}; only {known} is computed here"
             )
+    problem = misfit({name: getattr(config, name) for name in ENCODER}, ENCODER)
+    if problem:
+        raise UserError(f"{source}: {folder / 'config.json'}: {problem}")
     return Pretrained(source, folder, config, load_tokenizer(folder, config.vocab_size, source))
 
 
