@@ -212,7 +212,7 @@ def our_distil(shape: Shape, variant: dict[str, Any], dropout: float, watch: Wat
 
 def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch: Watch) -> Job:
     """Train `task` by the package's own loop; `batch` makes a step's batch and counts its operations."""
-    guard, seen = NonFiniteGuard(task.optimizers), {}
+    guard, seen = NonFiniteGuard(task.optimizers, task.scaler), {}
     forward, batch = watch("losses", task.train()), watch("batch", batch)
     for group in task.optimizers.values():
         group.clip, group.step = watch("clip", group.clip), watch("update", group.step)
@@ -229,9 +229,9 @@ def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch:
     def check() -> dict[str, np.ndarray]:
         clip = task.optimizers["lr"].clip  # comes first
 
-        def keep() -> torch.Tensor:
-            seen.update(gradients(task.trainable_modules))
-            return clip()
+        def keep(scale: torch.Tensor | None) -> torch.Tensor:
+            seen.update(gradients(task.trainable_modules, 1.0 if scale is None else scale.item()))
+            return clip(scale)
 
         task.optimizers["lr"].clip = keep
         step(1)
@@ -240,10 +240,10 @@ def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch:
     return Job(step, check)
 
 
-def gradients(parts: dict[str, nn.Module]) -> dict[str, np.ndarray]:
-    """Return a copy of the gradients of named modules, by `<part>.<parameter>`."""
+def gradients(parts: dict[str, nn.Module], scale: float = 1.0) -> dict[str, np.ndarray]:
+    """Return the gradients of named modules over `scale`, as a copy, by `<part>.<parameter>`."""
     named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    return {name: p.grad.cpu().numpy().copy() for name, p in named.items()}
+    return {name: p.grad.cpu().numpy() / scale for name, p in named.items()}
 
 
 # --- reading a file ---------------------------------------------------------------------------------------------------
