@@ -39,9 +39,9 @@ def scaled_steps(
     def forward(batch: Batch) -> TaskOutput:
         output, step = task(batch), next(now)
         if step in broken:
-            return output._replace(losses=output.losses | {"loss": output.loss * torch.nan})
+            return TaskOutput(output.loss, output.losses | {"loss": output.loss * torch.nan}, *output[2:])
         # A loss that is finite while its gradient is not.
-        return output._replace(loss=output.loss * (torch.inf if step in overflow else 1))
+        return TaskOutput(output.loss * (torch.inf if step in overflow else 1), *output[1:])
 
     guard = NonFiniteGuard(task.optimizers, scaler)
     more = (lambda *of_a_step: None, lambda step, vectors: None)

@@ -19,9 +19,11 @@ from fine_tune.core.errors import NotFinite, OutOfMemory
 from fine_tune.models import precision
 from fine_tune.training.loop import train
 from fine_tune.training.optim import LossScaler, NonFiniteGuard
+from fine_tune.training.task import TaskOutput
 from tests import golden, tiny
 from tests.built import METHODS, distillation, make_tokens
 from tests.interruptions import resumed_on_a_gpu
+from tests.test_benchmarks import tables
 from tests.test_fp16 import check_an_overflow, start_at
 from tests.test_memory import allocate_in_step
 
@@ -136,7 +138,7 @@ def test_steps_wait_for_nothing_and_a_bad_one_is_reported_later(
 
     def broken(batch: object) -> object:
         output = task(batch)
-        return output._replace(losses=output.losses | {"loss": output.loss * torch.nan})
+        return TaskOutput(output.loss, output.losses | {"loss": output.loss * torch.nan}, *output[2:])
 
     train([1], 1, iter([batch]), task, task.optimizers, guard, *more)
     with without_waiting():
@@ -175,3 +177,9 @@ def test_out_of_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == 4
     assert "\n" not in str(caught.value)
     assert (root / "runs" / "student_bert_qqp" / "model-4.pt").is_file()
+
+
+def test_the_benchmark_counts_kernels(clean_process: ProcessPoolExecutor) -> None:
+    found = clean_process.submit(tables, "speed", "--pairs", "1", "--device_id", str(GPU)).result()
+    for number in range(3):  # distillation, fine-tuning, evaluation
+        assert all(int(row["kernels"]) > 50 for row in found[f"variant {number}"])
