@@ -16,7 +16,7 @@ REQUIRED = object()
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"  # Python's own also takes 1_000 and other digits
 PAD_SAMPLES = 4  # the default of --pad_samples
 MOST = 10**6  # no size of a model comes near
-HOTTEST = 200  # softmax_temp: in fp32 the soft loss is off by at most 0.03 % there, at 1000 by 0.5 %
+HOTTEST = 200  # softmax_temp: worst of 800 random batches in fp32, the soft loss is 0.2 % off there, at 1000 by 5 %
 CACHE_LIMIT = 20  # the default of --cache_limit
 
 
