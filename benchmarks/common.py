@@ -30,7 +30,7 @@ from fine_tune.methods.lad import lad
 from fine_tune.methods.pkd import Pkd
 from fine_tune.models import linear
 from fine_tune.models.bert import BertClassifier, empty_encoder, freeze, sizes
-from fine_tune.models.precision import check_precision, compile_rows
+from fine_tune.models.precision import check_precision, compile_rows, unsupported_reason
 from fine_tune.models.pretrained import load_tokenizer
 from fine_tune.training.distributed import DEVICE_FLAGS
 from fine_tune.training.loop import train
@@ -43,6 +43,7 @@ MOST_STEPS = 16  # what a kept teacher knows, in batches
 PHASES = ("batch", "teacher forward", "student forward", "method and losses", "backward", "clip", "update")
 LOADING = "rows | first time, s | rows/s | peak MiB | from the cache, s | rows/s | peak MiB"
 WARM_UP = 2  # steps; in the second, memory that the first freed is still being asked for again
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")  # how the names of CUDA's own functions for it begin
 CORES = multiprocessing.cpu_count()
 
 
@@ -156,10 +157,16 @@ VARIANTS: dict[str, dict[str, Any]] = {  # the flags that set a variant of our d
     "masked, a step that is logged": {"pad_loss": "masked", "watched": True},
     "masked compiled": {"pad_loss": "masked", "compile": True},
 }
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ON_GPU: dict[str, dict[str, Any]] = {
-    "exact tf32": {"precision": "tf32"},
-    "masked tf32": {"pad_loss": "masked", "precision": "tf32"},
-    "masked bf16 compiled": {"pad_loss": "masked", "precision": "bf16", "compile": True},
+    name + f" {precision}" * (precision != "fp32") + " compiled" * compiled: {
+        "pad_loss": pad_loss,
+        "precision": precision,
+        "compile": compiled,
+    }
+    for name, pad_loss in (("exact", "all"), ("masked", "masked"))
+    for precision in PRECISIONS
+    for compiled in (False, True)
 }
 DEFAULTS = {"pad_loss": "all", "pad_samples": 4, "precision": "fp32", "compile": False, "seed": 42}
 DEFAULTS |= {"cache_teacher": False, "cache_limit": 20, "watched": False}
@@ -181,7 +188,10 @@ def distillation(shape: Shape, variant: dict[str, Any], dropout: float) -> Disti
     method = method.to(shape.device)
     devices = dict.fromkeys(DEVICE_FLAGS, shape.device)
     if not config.cache_teacher:
-        return Distillation(freeze(teacher), student, method, config, devices)
+        made = Distillation(freeze(teacher), student, method, config, devices)
+        if made.scaler:
+            made.scaler.scale = torch.tensor(2.0**8)  # a step that overflows would be left out, and so be too fast
+        return made
     every, count = shape.tokens(), shape.batch_size * MOST_STEPS
     tokens = Tokens(
         every.ids[: every.offsets[count]], every.offsets[: count + 1], every.first_segment, every.labels[:count]
@@ -212,7 +222,7 @@ def our_distil(shape: Shape, variant: dict[str, Any], dropout: float, watch: Wat
 
 def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch: Watch) -> Job:
     """Train `task` by the package's own loop; `batch` makes a step's batch and counts its operations."""
-    guard, seen = NonFiniteGuard(task.optimizers), {}
+    guard, seen = NonFiniteGuard(task.optimizers, task.scaler), {}
     forward, batch = watch("losses", task.train()), watch("batch", batch)
     for group in task.optimizers.values():
         group.clip, group.step = watch("clip", group.clip), watch("update", group.step)
@@ -229,9 +239,9 @@ def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch:
     def check() -> dict[str, np.ndarray]:
         clip = task.optimizers["lr"].clip  # comes first
 
-        def keep() -> torch.Tensor:
-            seen.update(gradients(task.trainable_modules))
-            return clip()
+        def keep(scale: torch.Tensor | None) -> torch.Tensor:
+            seen.update(gradients(task.trainable_modules, 1.0 if scale is None else scale.item()))
+            return clip(scale)
 
         task.optimizers["lr"].clip = keep
         step(1)
@@ -240,10 +250,10 @@ def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch:
     return Job(step, check)
 
 
-def gradients(parts: dict[str, nn.Module]) -> dict[str, np.ndarray]:
-    """Return a copy of the gradients of named modules, by `<part>.<parameter>`."""
+def gradients(parts: dict[str, nn.Module], scale: float = 1.0) -> dict[str, np.ndarray]:
+    """Return the gradients of named modules over `scale`, as a copy, by `<part>.<parameter>`."""
     named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    return {name: p.grad.cpu().numpy().copy() for name, p in named.items()}
+    return {name: p.grad.cpu().numpy() / scale for name, p in named.items()}
 
 
 # --- reading a file ---------------------------------------------------------------------------------------------------
@@ -325,6 +335,19 @@ class Host:
         spent["method and losses"] = spent["losses"] - spent["teacher forward"] - spent["student forward"]
         known = spent["batch"] + spent["losses"] + spent["clip"] + spent["update"]
         return {"flops": flops, "backward": spent["seconds"] - known} | spent
+
+    def about(self) -> tuple[str, list[str]]:
+        """Return the name of the GPU, "" for the CPU, and in which of PRECISIONS the device can work."""
+        device = torch.device("cpu" if self.gpu < 0 else f"cuda:{self.gpu}")
+        can = [name for name in PRECISIONS if name == "fp32" or not unsupported_reason(name, device)]
+        return torch.cuda.get_device_name(device) if self.gpu >= 0 else "", can
+
+    def kernels(self, number: int) -> int:
+        """Return how many kernels a step, one that was done before, launches on the GPU."""
+        with torch.profiler.profile() as profiler:  # of all that is there: CPU and CUDA
+            self.job.step(number)
+            self.clock()
+        return sum(event.name.startswith(LAUNCHES) for event in profiler.events())
 
     def peak(self) -> float:
         """Return the peak memory of the steps in MiB: the GPU's, or the process's on the CPU."""

@@ -1,7 +1,8 @@
-"""What a step costs: plain research code (tests/reference.py) and ours side by side, on the CPU.
+"""What a step costs: plain research code (tests/reference.py) and ours side by side, on the CPU or a GPU.
 
 `python benchmarks/speed.py` takes half an hour, with --tiny seconds. What is compared runs in processes of its own
-that take turns, step by step, so that what else the machine does hits both alike.
+that take turns, step by step, so that what else the machine does hits both alike. `--device_id 0` takes a GPU: batch
+32, every --precision that it has, each with and without --compile.
 """
 
 import argparse
@@ -30,12 +31,13 @@ from fine_tune.data.tokens import Batch, Tokens  # noqa: E402
 from fine_tune.finetune import FineTuning  # noqa: E402
 from fine_tune.methods.losses import hard_loss  # noqa: E402
 from fine_tune.models.bert import BertClassifier  # noqa: E402
+from fine_tune.models.precision import AUTOCAST  # noqa: E402
 from fine_tune.training.scoring import predict  # noqa: E402
 from tests import reference  # noqa: E402
 
 HEAD = (
-    "variant | step, ms | examples/s | times faster | peak MiB | of plain | loss differs | {what} differ | GFLOP/s | "
-    "of the product's"
+    "variant | step, ms | steps/s | examples/s | times faster | peak MiB | of plain | loss differs | {what} differ | "
+    "GFLOP/s | of the product's"
 )
 
 
@@ -147,17 +149,17 @@ def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: 
     return Job(step, check)
 
 
-def product(shape: Shape, dropout: float, watch: Watch) -> Job:
-    """Multiply (B * S, D) by (D, d_ff) ten times: BERT's widest layer."""
-    positions = shape.batch_size * shape.seq_len
-    left, right = (
-        torch.rand(size, device=shape.device) for size in ((positions, shape.d_model), (shape.d_model, shape.d_ff))
-    )
+def product(shape: Shape, precision: str, dropout: float, watch: Watch) -> Job:
+    """Multiply two matrices ten times: BERT's widest layer, (B * S, D) by (D, d_ff), or on a GPU 8192 by 8192."""
+    sizes = (shape.batch_size * shape.seq_len, shape.d_model, shape.d_ff) if shape.device_id < 0 else (8192,) * 3
+    dtype = AUTOCAST.get(precision, torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    left, right = (torch.rand(size, device=shape.device).to(dtype) for size in (sizes[:2], sizes[1:]))
 
     def step(number: int) -> float:
         for _ in range(10):
             torch.mm(left, right)
-        return 20.0 * positions * shape.d_model * shape.d_ff
+        return 20.0 * sizes[0] * sizes[1] * sizes[2]
 
     return Job(step)
 
@@ -184,17 +186,27 @@ def rate(steps: list[dict[str, float]]) -> float:
 
 
 def compare(
-    shape: Shape, plain: Callable, others: dict[str, Callable], pairs: int, best: float, examples: int, what: str
+    shape: Shape,
+    plain: Callable,
+    others: dict[str, tuple[Callable, str]],
+    pairs: int,
+    best: dict[str, float],
+    examples: int,
+    what: str,
 ) -> dict[str, list[dict[str, float]]]:
     """Print a table of `plain` against each of `others`, `pairs` steps each in turn; return the steps of the others.
 
-    A step takes `examples` examples; `what` is compared beside the loss; `best` is the matrix product's GFLOP/s.
+    These come with their precision, of whose matrix product `best` are the GFLOP/s. A step takes `examples` examples;
+    `what` is compared beside the loss.
     """
+    on_gpu = shape.device_id >= 0
 
-    def row(name: str, steps: list[dict[str, float]], *cells: str) -> list[str]:
+    def row(name: str, precision: str, steps: list[dict[str, float]], kernels: int, *cells: str) -> list[str]:
         seconds = [step["seconds"] for step in steps]
-        speed = f"{examples / statistics.median(seconds):.1f}"
-        return [name, common.milliseconds(seconds), speed, *cells, f"{rate(steps):.1f}", f"{rate(steps) / best:.0%}"]
+        per_second = 1 / statistics.median(seconds)
+        speed = [common.milliseconds(seconds), f"{per_second:.2f}", f"{examples * per_second:.1f}"]
+        share = [f"{rate(steps):.1f}", f"{rate(steps) / best[precision]:.0%}"]
+        return [name, *speed, *cells, *share, *[str(kernels)] * on_gpu]
 
     def warm_up(worker: Worker) -> None:
         for number in range(1, common.WARM_UP + 1):
@@ -204,20 +216,34 @@ def compare(
     with tempfile.TemporaryDirectory() as folder, Worker(plain, shape.threads, shape.device_id) as base:
         base.ask("check", Path(folder, "plain.npz"))
         warm_up(base)
-        for name, make in others.items():
+        for name, (make, precision) in others.items():
             with Worker(make, shape.threads, shape.device_id) as worker:
                 worker.ask("check", Path(folder, f"{name}.npz"))
                 warm_up(worker)
                 turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
                 peak, peak_before = worker.ask("peak"), base.ask("peak")
+                kernels, kernels_before = (one.ask("kernels", timed[0]) * on_gpu for one in (worker, base))
             taken[name] = [after for _, after in turns]
             before += [first for first, _ in turns]
             faster = statistics.median(first["seconds"] / after["seconds"] for first, after in turns)
             apart = differences(Path(folder, "plain.npz"), Path(folder, f"{name}.npz"))
-            rows.append(row(name, taken[name], f"{faster:.2f}", f"{peak:.0f}", f"{peak / peak_before:.2f}", *apart))
-    rows.insert(0, row("plain", before, "1", f"{peak_before:.0f}", "1", "", ""))
-    common.table(HEAD.format(what=what), rows)
+            cells = (f"{faster:.2f}", f"{peak:.0f}", f"{peak / peak_before:.2f}", *apart)
+            rows.append(row(name, precision, taken[name], kernels, *cells))
+    rows.insert(0, row("plain", "fp32", before, kernels_before, "1", f"{peak_before:.0f}", "1", "", ""))
+    common.table(HEAD.format(what=what) + " | kernels" * on_gpu, rows)
     return taken
+
+
+def matrix_rates(shape: Shape) -> tuple[str, dict[str, float]]:
+    """Return the GPU's name, "" for the CPU, and the GFLOP/s of a matrix product in each precision it can work in."""
+
+    def measured(precision: str) -> float:
+        with Worker(partial(product, shape, precision), shape.threads, shape.device_id) as worker:
+            return rate([worker.ask("step", number) for number in range(6)][1:])
+
+    with Worker(partial(product, shape, "fp32"), shape.threads, shape.device_id) as worker:
+        card, can = worker.ask("about")
+    return card, {precision: measured(precision) for precision in can}
 
 
 def phases(taken: dict[str, list[dict[str, float]]]) -> None:
@@ -245,8 +271,8 @@ def helps(repeat: int) -> None:
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[8, 32], help="batch sizes")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
+    parser.add_argument("--batch_size", type=int, nargs="+", help="batch sizes; default: 8 and 32, on a GPU 32")
+    parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads; default: 1 and 2, on a GPU 1")
     most = common.MOST_STEPS - common.WARM_UP
     parser.add_argument("--pairs", type=int, default=3, choices=range(1, most + 1), help="timed steps of each, in turn")
     parser.add_argument(
@@ -258,27 +284,39 @@ def main() -> None:
     parser.add_argument("--device_id", type=int, default=-1, help="-1 = CPU, n = cuda:n")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, one batch size, one thread")
     flags = parser.parse_args()
-    sizes, threads = ([4], [1]) if flags.tiny else (flags.batch_size, flags.threads)
+    on_gpu = flags.device_id >= 0
+    sizes, threads = flags.batch_size or ([32] if on_gpu else [8, 32]), flags.threads or ([1] if on_gpu else [1, 2])
+    sizes, threads = ([4], [1]) if flags.tiny else (sizes, threads)
     base, count = (common.TINY, 32) if flags.tiny else (common.BASE, 128)
     base = replace(base, device_id=flags.device_id)
-    flags.variants = flags.variants or [*VARIANTS, *(ON_GPU if flags.device_id >= 0 else {})]
+    known = {name: common.DEFAULTS | variant for name, variant in (VARIANTS | ON_GPU).items()}
 
     common.heading("Speed", base)
     for shape in (replace(base, batch_size=size, threads=number) for number in threads for size in sizes):
-        with Worker(partial(product, shape), shape.threads, shape.device_id) as worker:
-            best = rate([worker.ask("step", number) for number in range(6)][1:])
-        say = f"Batch {shape.batch_size}, {shape.threads} thread{'s' * (shape.threads > 1)}"
-        print(f"## {say}; fp32 matrix product {best:.0f} GFLOP/s\n\n### Distillation step (LAD)\n")
-        variants = {name: partial(common.our_distil, shape, (VARIANTS | ON_GPU)[name]) for name in flags.variants}
+        card, best = matrix_rates(shape)
+        where = f"on {card}" if card else f"{shape.threads} thread{'s' * (shape.threads > 1)}"
+        rates = ", ".join(f"{precision} {found:.0f}" for precision, found in best.items())
+        print(f"## Batch {shape.batch_size}, {where}; matrix products, GFLOP/s: {rates}\n")
+        names = flags.variants or (ON_GPU if on_gpu else VARIANTS)
+        variants = {
+            name: (partial(common.our_distil, shape, known[name]), known[name]["precision"])
+            for name in names
+            if known[name]["precision"] in best
+        }
+        lacking = [name for name in names if name not in variants]
+        print(
+            "".join(f"Left out, since the device cannot do it: {', '.join(lacking)}.\n\n" for _ in lacking[:1]), end=""
+        )
+        print("### Distillation step (LAD)\n")
         step = {"pairs": flags.pairs, "best": best, "examples": shape.batch_size, "what": "gradients"}
         taken = compare(shape, partial(plain_distil, shape), variants, **step)
-        if shape.device_id < 0:
+        if not on_gpu:
             phases(taken)
         print("### Fine-tuning step\n")
-        compare(shape, partial(plain_fine_tune, shape), {"ours": partial(our_fine_tune, shape)}, **step)
+        compare(shape, partial(plain_fine_tune, shape), {"ours": (partial(our_fine_tune, shape), "fp32")}, **step)
         print(f"### Evaluation of {count} examples\n")
         plain, ours = (partial(evaluation, shape, count, way) for way in (True, False))
-        compare(shape, plain, {"ours": ours}, **step | {"examples": count, "what": "logits"})
+        compare(shape, plain, {"ours": (ours, "fp32")}, **step | {"examples": count, "what": "logits"})
     print("## Start-up\n")
     common.table(common.LOADING, [common.loading(2000 if flags.tiny else 20000)])
     helps(1 if flags.tiny else 3)

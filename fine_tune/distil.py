@@ -38,8 +38,8 @@ class Distillation(Task):
     def __init__(
         self, teacher: Teacher, student: nn.Module, method: Method, config: Namespace, devices: Devices
     ) -> None:
-        super().__init__()
-        self.teacher, self.student, self.method, self.config = teacher, student, method, config
+        super().__init__(config)
+        self.teacher, self.student, self.method = teacher, student, method
         self.teacher_device, self.device, self.method_device = (devices[flag] for flag in distributed.DEVICE_FLAGS)
         self.cls_only = what_is_read(config, method) in ("logits", "cls")
         self.tag = f"{config.task}/{config.dataset}/{config.model}"

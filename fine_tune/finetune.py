@@ -21,8 +21,8 @@ class FineTuning(Task):
     """A classifier on its device, and the loss between its logits and the labels."""
 
     def __init__(self, model: bert.BertClassifier, config: Namespace, device: torch.device) -> None:
-        super().__init__()
-        self.model, self.config, self.device = model, config, device
+        super().__init__(config)
+        self.model, self.device = model, device
         self.tag = f"{config.task}/{config.dataset}"
         self.trainable_modules = {"model": model}
         self.optimizers = {"lr": optimizer_group(config, [model])}

@@ -38,8 +38,10 @@ def classifier(layers: int, seed: int) -> bert.BertClassifier:
     return bert.BertClassifier(bert.empty_encoder(sizes), 2, 0.0).eval()
 
 
-def distillation(name: str, pad_loss: str, seq_len: int = S, pad_samples: int = 2, mu: float = 9) -> Distillation:
-    """Return teacher, student and method with the same weights at every call, whatever the length."""
+def distillation(
+    name: str, pad_loss: str, seq_len: int = S, pad_samples: int = 2, mu: float = 9, device: torch.device = CPU
+) -> Distillation:
+    """Return teacher, student and method with the same weights at every call, whatever the length and the device."""
     teacher, student = bert.freeze(classifier(4, 1)), classifier(2, 2)
     torch.manual_seed(3)
     method = METHODS[name](S)
@@ -56,7 +58,8 @@ def distillation(name: str, pad_loss: str, seq_len: int = S, pad_samples: int = 
         adamw = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1}
         adamw |= {"warmup_step": 1, "total_step": 100}
         vars(config).update({f"{prefix}{flag}": value for flag, value in adamw.items()})
-    return Distillation(teacher, student, method, config, dict.fromkeys(DEVICE_FLAGS, CPU))
+    parts = (part.to(device) for part in (teacher, student, method))
+    return Distillation(*parts, config, dict.fromkeys(DEVICE_FLAGS, device))
 
 
 def make_tokens() -> Tokens:

@@ -32,10 +32,11 @@ RUNS = {
 }
 
 
-def teacher_losses(root: Path) -> dict[int, float]:
-    """Fine-tune the tiny teacher in `root` and return its losses by step."""
-    tiny.run_script("run_fine_tune", **tiny.teacher_flags(root, dropout=0))
-    return tiny.curve(root / "runs", "teacher_bert_qqp", "qqp/train/loss")
+def teacher_losses(root: Path, *switches: str, **changes: object) -> dict[int, float]:
+    """Fine-tune the tiny teacher in `root`, with `changes`, and return its losses by step."""
+    flags = tiny.teacher_flags(root, dropout=0, **changes)
+    tiny.run_script("run_fine_tune", *switches, **flags)
+    return tiny.curve(root / "runs", f"{flags['experiment']}_bert_qqp", "qqp/train/loss")
 
 
 def student_losses(root: Path, name: str, *switches: str, **changes: object) -> dict[int, float]:

@@ -117,6 +117,22 @@ def flags_of(root: Path, name: str, runs: str) -> tuple[str, dict[str, object]]:
     return script, flags | {"experiment_dir": root / runs}
 
 
+def resumed_on_a_gpu(root: Path, name: str, changes: dict[str, object]) -> list[str]:
+    """Return in what a run that was killed and resumed differs from one that was not, both with `changes`.
+
+    For a process that has not touched CUDA, which does not survive a fork. Some of CUDA's kernels add in any order:
+    these are replaced.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for runs, kills in (("whole", [()]), ("broken", [(before_update(8),), ()])):
+        script, flags = flags_of(root, name, runs)
+        for kill in kills:
+            status, said = in_child(lambda: tiny.run_script(script, **flags | changes), *kill)  # noqa: B023
+            assert status == (-signal.SIGKILL if kill else 0), said
+    return difference(root / "whole", root / "broken")
+
+
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return every tensor of every checkpoint file by file and name."""
     found = {}

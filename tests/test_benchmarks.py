@@ -22,6 +22,7 @@ def test_speed_compares_what_is_equal() -> None:
     assert list(found) == ["variant 0", "ms 0", "variant 1", "variant 2", "rows 0", "script 0"]
     assert len(found["script 0"]) == 8
     for table, name, what in ((0, "exact", "gradients"), (1, "ours", "gradients"), (2, "ours", "logits")):
+        assert all(float(row["steps/s"]) > 0 for row in found[f"variant {table}"])
         [row] = [row for row in found[f"variant {table}"] if row["variant"] == name]
         assert float(row["loss differs"]) < 1e-5
         assert float(row[f"{what} differ"]) < 1e-5

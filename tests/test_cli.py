@@ -505,7 +505,7 @@ WRONG = [
     ("d_emb", "none", count(1)),
     ("pad_loss", "none", "must be one of all, masked, sampled"),
     ("pad_samples", "0", count(1)),
-    ("precision", "fp16", "must be one of fp32, tf32, bf16"),
+    ("precision", "fp8", "must be one of fp32, tf32, bf16, fp16"),
     ("student_init", "last", "must be one of even, first, random"),
     ("student_init", "Even", "must be one of even, first, random"),
     ("embedding_init", "zero", "must be one of pretrained, random"),

@@ -1,5 +1,7 @@
 """Our linear layer against the same products in double precision."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -37,6 +39,16 @@ def test_result_and_gradients(path: bool, shape: tuple[int, int, int], monkeypat
         # fp32 sums of up to 3072 products of size 1
         torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5 * other.abs().max().item())
     assert len(used) == 3 * path
+
+
+def test_without_the_operator_the_layer_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PyTorch to come may not have it; this one does, on a CPU where it pays."""
+    assert linear.ONE_DNN == bool(torch.cpu.get_capabilities().get("avx512_f"))
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    assert not linear.has_one_dnn()
+    monkeypatch.setattr(linear, "ONE_DNN", linear.has_one_dnn())
+    layer, rows = linear.Linear(4, 3), torch.randn(5, 4)
+    assert torch.equal(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias))
 
 
 def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def allocate_in_step(step: int) -> Patch:
 
     def greedy(task: Distillation, batch: object) -> object:
         seen.append(batch)
-        return torch.empty(TOO_MUCH // 4) if len(seen) == step else forward(task, batch)
+        return torch.empty(TOO_MUCH // 4, device=task.device) if len(seen) == step else forward(task, batch)
 
     return Distillation, "forward", greedy
 

@@ -330,7 +330,7 @@ def test_a_bad_step_is_skipped_on_the_device_and_reported_later() -> None:
         loss = (module(torch.ones(1, 2)) * scale).sum()
         loss.backward()
         norm = group.clip()
-        group.step(number, guard.found_inf(number, {"loss": loss, "lr": norm}))
+        group.step(number, guard.found_inf(number, {"loss": loss}, {"lr": norm}))
 
     step(1, 1.0)
     guard.raise_if_tripped()

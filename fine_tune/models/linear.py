@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-ONE_DNN = torch.backends.mkldnn.is_available() and bool(torch.cpu.get_capabilities().get("avx512_f"))
+
+def has_one_dnn() -> bool:
+    """Tell whether oneDNN is there and worth it; its operator is private, so another PyTorch may lack it."""
+    avx512 = bool(torch.cpu.get_capabilities().get("avx512_f"))
+    return avx512 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+ONE_DNN = has_one_dnn()
 
 
 class Linear(nn.Linear):

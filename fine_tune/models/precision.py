@@ -13,7 +13,8 @@ from fine_tune.core import threads
 from fine_tune.core.errors import UserError
 
 SMALL = 64  # hidden size up to which a second thread costs more than it does
-AMPERE = (8, 0)  # the first generation of NVIDIA GPUs with TF32 and bf16
+OLDEST = {"bf16": (8, 0), "tf32": (8, 0), "fp16": (7, 0)}  # compute capability of the first tensor cores for it
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_precision(config: Namespace, devices: list[torch.device]) -> None:
@@ -25,7 +26,7 @@ def check_precision(config: Namespace, devices: list[torch.device]) -> None:
             reason = unsupported_reason(config.precision, device)
             if reason:
                 raise UserError(f"--precision {config.precision}: {reason}")
-    torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"  # what bf16 leaves in fp32 is no sharper
+    torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"  # what bf16 and fp16 leave is no sharper
 
 
 def choose_threads(hidden_size: int) -> None:
@@ -37,10 +38,12 @@ def choose_threads(hidden_size: int) -> None:
 def unsupported_reason(precision: str, device: torch.device) -> str:
     """Return why `device` cannot work in `precision`, "" if it can."""
     if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) < AMPERE:
-            return f"GPU {device.index} ({torch.cuda.get_device_name(device)}) is too old for it; use fp32"
-        return ""
-    if precision == "tf32":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= OLDEST[precision]:
+            return ""
+        others = "".join(f"{other} or " for other, oldest in OLDEST.items() if capability >= oldest)
+        return f"GPU {device.index} ({torch.cuda.get_device_name(device)}) is too old for it; use {others}fp32"
+    if precision in ("tf32", "fp16"):
         return "is a mode of NVIDIA GPUs, and a device flag names the CPU (-1); use fp32 or bf16"
     known = torch.cpu.get_capabilities()
     if not any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
@@ -50,11 +53,11 @@ def unsupported_reason(precision: str, device: torch.device) -> str:
 
 @contextmanager
 def autocast(precision: str, devices: list[torch.device]) -> Iterator[None]:
-    """Inside, matrix products on `devices` are taken in bf16 if `precision` says so; sums and norms stay in fp32."""
+    """Inside, matrix products on `devices` are in bf16 or fp16 if `precision` says so; sums and norms stay in fp32."""
     with ExitStack() as stack:
-        if precision == "bf16":
+        if precision in AUTOCAST:
             for kind in {device.type for device in devices}:
-                stack.enter_context(torch.autocast(kind, torch.bfloat16))
+                stack.enter_context(torch.autocast(kind, AUTOCAST[precision]))
         yield
 
 

@@ -130,15 +130,15 @@ def save_state(
         "step": step,
         "modules": {name: module.state_dict() for name, module in task.trainable_modules.items()},
         "optimizers": {name: group.optimizer.state_dict() for name, group in task.optimizers.items()},
+        "scaler": task.scaler and task.scaler.state_dict(),
         "random": streams,
         "seconds": seconds,
     }
     save(folder / STATE, state)
 
 
-def random_streams() -> dict[str, Any]:
-    """Return the state of this process's random streams: the CPU's and, by number, those of the GPUs it may use."""
-    gpus = [gpu for gpu in range(torch.cuda.device_count()) if torchrun.WORLD_SIZE == 1 or gpu == torchrun.LOCAL_RANK]
+def random_streams(gpus: list[int]) -> dict[str, Any]:
+    """Return the state of this process's random streams: the CPU's and, by number, those of `gpus`."""
     return {"cpu": torch.get_rng_state(), "gpus": {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}}
 
 
@@ -161,10 +161,13 @@ def resume(folder: Path, task: Task, config: Namespace) -> tuple[int, float]:
             module.load_state_dict(state["modules"][name])
         for name, group in task.optimizers.items():
             load_optimizer(group.optimizer, state["optimizers"][name]["state"])
+        if task.scaler:
+            require_alike(state["scaler"], task.scaler.state_dict())
+            task.scaler.load_state_dict(state["scaler"])
         streams = state["random"][torchrun.RANK]
         torch.set_rng_state(streams["cpu"])
         for gpu, stream in streams["gpus"].items():
-            if gpu < torch.cuda.device_count():  # devices may be others now
+            if gpu in task.gpus:  # devices may be others now
                 torch.cuda.set_rng_state(stream, gpu)
         return state["step"], float(state.get("seconds", 0))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:

@@ -33,11 +33,11 @@ def dry_run(config: Namespace, task: Task, batches: Iterator[Batch]) -> None:
     terms = gradients(task, first)
     lines = weights(terms, getattr(config, "mu", 0.0)) if len(terms) > 1 else []
     del terms  # before memory is measured
-    reset_peak_memory()
+    reset_peak_memory(task.gpus)
     taken = seconds(config, task, chain(first, batches))
     each = sum(taken[1:]) / len(taken[1:])  # the first step also sets things up
     if distributed.is_main_process():
-        needs, peak = disk_needs(config, task), memory_words(peak_memory())
+        needs, peak = disk_needs(config, task), memory_words(peak_memory(task.gpus))
         print(f"a step: {each * 1e3:.0f} ms (mean of {len(taken) - 1}, after a first one); memory: {peak}")
         whole = duration(each * config.total_step)
         print(f"the run: {config.total_step} steps in {whole}, without what saving and evaluating take")
@@ -49,7 +49,7 @@ def dry_run(config: Namespace, task: Task, batches: Iterator[Batch]) -> None:
 
 def seconds(config: Namespace, task: Task, batches: Iterator[Batch]) -> list[float]:
     """Do steps of training in memory; return the seconds of each."""
-    guard, times = NonFiniteGuard(task.optimizers), [time.perf_counter()]
+    guard, times = NonFiniteGuard(task.optimizers, task.scaler), [time.perf_counter()]
 
     def steps() -> Iterator[int]:
         for step in count(1):

@@ -32,12 +32,12 @@ def train(
         losses, vectors, shown = {}, {}, {}
         for batch in islice(batches, accum_step):
             output = task(batch)
-            (output.loss / accum_step).backward()  # one backward pass, whatever the loss is made of
+            guard.scaled(output.loss / accum_step).backward()  # one backward pass, whatever the loss is made of
             add_mean(losses, output.losses, accum_step)
             add_mean(vectors, output.vectors, accum_step)
             add_mean(shown, output.shown, accum_step)
-        norms = {name: group.clip() for name, group in optimizers.items()}
-        found_inf = guard.found_inf(step, losses | norms)
+        norms = {name: group.clip(guard.scale) for name, group in optimizers.items()}
+        found_inf = guard.found_inf(step, losses, norms)
         lrs = {name: group.step(step, found_inf) for name, group in optimizers.items()}
         log(step, losses, lrs, shown | {name.replace("lr", "grad_norm"): norm for name, norm in norms.items()})
         save(step, vectors)

@@ -1,4 +1,4 @@
-"""AdamW for a group of modules, its linear schedule, what is clipped as one; when not to update."""
+"""AdamW for a group of modules, its linear schedule, what is clipped as one; when not to update; the scale of fp16."""
 
 import math
 from argparse import Namespace
@@ -9,6 +9,7 @@ from torch import nn
 from fine_tune.core.errors import NotFinite
 
 HIGH = 0.1  # a peak learning rate at which AdamW ruins a BERT
+GROWTH_INTERVAL = 2000  # steps without an overflow after which the scale of fp16 is doubled
 
 
 def warmup_factor(done: int, warmup_step: int, total_step: int) -> float:
@@ -48,9 +49,14 @@ class OptimizerGroup:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
-    def clip(self) -> torch.Tensor:
-        """Clip the gradients, and return their norm before that, a scalar: the largest, where several are clipped."""
-        norms = [nn.utils.clip_grad_norm_(parameters, self.max_norm) for parameters in self.clipped_together]
+    def clip(self, scale: torch.Tensor | None = None) -> torch.Tensor:
+        """Clip the gradients, and return their norm before that, a scalar: the largest, where several are clipped.
+
+        Gradients that are `scale` times too large are judged by what they are without it; `step` divides by it.
+        """
+        scale = scale if scale is None else scale.to(self.device)
+        self.optimizer.grad_scale = scale  # how a fused optimiser is told by a gradient scaler
+        norms = [clip_as_one(parameters, self.max_norm, scale) for parameters in self.clipped_together]
         return torch.stack([norm.to(self.device) for norm in norms]).max()  # max passes nan on
 
     def lr(self, step: int) -> float:
@@ -62,7 +68,7 @@ class OptimizerGroup:
 
         Where the scalar `found_inf` is 1, the update is left out on the device itself, so nothing waits for its value.
         """
-        self.optimizer.found_inf = found_inf.to(self.device)  # how a fused optimiser is told by a gradient scaler
+        self.optimizer.found_inf = found_inf.to(self.device)  # as grad_scale
         lr = self.lr(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -71,30 +77,91 @@ class OptimizerGroup:
         return lr
 
 
+def clip_as_one(parameters: list[nn.Parameter], max_norm: float, scale: torch.Tensor | None) -> torch.Tensor:
+    """Clip the gradients together so that, over `scale`, their norm is at most `max_norm`; return it before that."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = norm if scale is None else norm / scale
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+class LossScaler:
+    """A factor on the loss that keeps fp16 gradients from vanishing (Micikevicius et al., ICLR 2018, section 3.2).
+
+    As torch.amp.GradScaler's, it is halved when a gradient overflows and doubled after GROWTH_INTERVAL steps without.
+    That class lets each optimiser skip on its own; here student and gates are one step.
+    """
+
+    def __init__(self) -> None:
+        self.scale = torch.tensor(2.0**16)
+        self.clean_steps = torch.zeros((), dtype=torch.long)  # since the scale changed
+
+    def __call__(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss times the scale, which then lives on the device of the loss."""
+        self.scale, self.clean_steps = self.scale.to(loss.device), self.clean_steps.to(loss.device)
+        return loss * self.scale
+
+    def update(self, overflow: torch.Tensor) -> torch.Tensor:
+        """Take whether a step's gradients did `overflow`; tell, on the device, whether the scale is now below 1.
+
+        That is no matter of fp16 any more: then even the gradients themselves are beyond 65504.
+        """
+        clean = torch.where(overflow, 0, self.clean_steps + 1)
+        grows = clean == GROWTH_INTERVAL
+        larger = torch.where(grows, (2 * self.scale).clamp(max=2.0**127), self.scale)
+        self.scale = torch.where(overflow, self.scale / 2, larger)
+        self.clean_steps = torch.where(grows, 0, clean)
+        return self.scale < 1
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return what a resume needs."""
+        return {"scale": self.scale, "clean_steps": self.clean_steps}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.scale, self.clean_steps = state["scale"], state["clean_steps"]
+
+
 class NonFiniteGuard:
     """Watches what must be finite, from the first bad step on says to skip every update, and reports that step.
 
-    Everything stays on the device of the watched values until `raise_if_tripped`.
+    With a `scaler` gradients may overflow: such a step alone is skipped. Everything stays on the device of the watched
+    values until `raise_if_tripped`.
     """
 
-    def __init__(self, groups: dict[str, OptimizerGroup]) -> None:
-        self.groups = groups
+    def __init__(self, groups: dict[str, OptimizerGroup], scaler: LossScaler | None = None) -> None:
+        self.groups, self.scaler = groups, scaler
         self.step = torch.zeros((), dtype=torch.long)  # 0 while all is well
         self.values = torch.zeros(0)
         self.names: list[str] = []
 
-    def found_inf(self, step: int, watched: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Take the scalars of a step, gradient norms under their group's name; return 1.0 if one of them, or of an earlier step,
-        is not finite, else 0.0.
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the scalar whose backward pass gives the gradients, `scale` times too large."""
+        return self.scaler(loss) if self.scaler else loss
+
+    @property
+    def scale(self) -> torch.Tensor | None:
+        """The scale of the gradients, a scalar; None where there is none."""
+        return self.scaler.scale if self.scaler else None
+
+    def found_inf(self, step: int, losses: dict[str, torch.Tensor], norms: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Take the scalars of a step, `norms` of the gradients by the names of their groups.
+
+        Return 1.0 if one of them is not finite, or an earlier step was bad, else 0.0. The gradients' `scale` may be
+        another one afterwards.
         """
+        watched = losses | norms
         device = next(iter(watched.values())).device
         values = torch.stack([value.detach().to(device) for value in watched.values()])
         known, before = self.step.to(device), self.values if self.names else torch.zeros_like(values)
-        bad_now = ~values.isfinite().all()
+        finite = values.isfinite()
+        skipped = bad_now = ~finite.all()
+        if self.scaler:
+            bad_now = ~finite[: len(losses)].all() | self.scaler.update(skipped)
         self.values = torch.where(known > 0, before, values)
         self.step = torch.where((known == 0) & bad_now, step, known)
         self.names = list(watched)
-        return (self.step > 0).float()
+        return ((self.step > 0) | skipped).float()
 
     def raise_if_tripped(self) -> None:
         """Raise NotFinite naming the first bad step and what was not finite in it; waits for the device."""
@@ -107,7 +174,7 @@ class NonFiniteGuard:
             learned = step > 1 and any(group.lr(step - 1) > 0 for group in self.groups.values())
             loss = "--mu, --softmax_temp and " if "student" in (group.name for group in self.groups.values()) else ""
             start = f"nothing had been learned yet: look at {loss}the model that it starts from"
-            cure = "try a lower rate" if learned else start
+            cure = ("try a lower rate" if learned else start) + (", or --precision fp32" if self.scaler else "")
             raise NotFinite(f"step {step} at {at}: {', '.join(bad)}; what was saved before stays; {cure}")
 
 

@@ -66,7 +66,7 @@ def run(flags: Namespace, build_task: Callable[[Namespace, Devices], BuiltTask])
     with open_run(config, saved, tokenizer, flags.overwrite) as folder:
         distributed.seed_rank(config.seed)
         start, before = checkpoint.resume(folder, task, config)
-        usage = Usage(before)
+        usage = Usage(before, task.gpus)
         print_summary(folder, config, task, tokens)
         print0(f"resuming after step {start}" if start else "starting at step 1")
         fit(folder, config, task, tokens, dev, start, usage)
@@ -184,7 +184,7 @@ def fit(
     folder: Path, config: Namespace, task: Task, tokens: Tokens, dev: Tokens | None, start: int, usage: Usage
 ) -> None:
     """Run the loop from the step after `start` to the end; `dev` is the split of --eval_step, if that is given."""
-    guard = NonFiniteGuard(task.optimizers)
+    guard = NonFiniteGuard(task.optimizers, task.scaler)
     log = Log(runs.log_folder(folder), task.tag, start, config.total_step, config.log_step, guard.raise_if_tripped)
     log.describe(config)
     save = partial(save_if_due, folder, config, task, guard, log, usage)
@@ -242,7 +242,7 @@ def save_if_due(
     bad = checkpoint.first_non_finite(task.trainable_modules)
     if bad:  # only finite weights are saved, and only they take the place of others
         raise NotFinite(f"step {step}: the update left {bad} not finite; what was saved before stays; try a lower rate")
-    streams = distributed.all_gather(checkpoint.random_streams())
+    streams = distributed.all_gather(checkpoint.random_streams(task.gpus))
 
     def write() -> None:
         if due:

@@ -149,10 +149,13 @@ def majority_score(flags: Namespace, dataset: str, metric: str) -> float | None:
 
 
 class Usage:
-    """Wall time of a run over all its sessions, `before` seconds of it in earlier ones, and this one's peak memory."""
+    """Wall time of a run over all its sessions, `before` seconds of it in earlier ones, and this one's peak memory.
 
-    def __init__(self, before: float) -> None:
-        self.before, self.since = before, time.monotonic()
+    `gpus` are the numbers of those that it uses.
+    """
+
+    def __init__(self, before: float, gpus: list[int]) -> None:
+        self.before, self.gpus, self.since = before, gpus, time.monotonic()
 
     def seconds(self) -> float:
         """Return the time so far."""
@@ -160,23 +163,22 @@ class Usage:
 
     def facts(self) -> dict[str, Any]:
         """Return what config.json keeps of it."""
-        return {"wall_seconds": round(self.seconds(), 1), "peak_memory_gib": peak_memory()}
+        return {"wall_seconds": round(self.seconds(), 1), "peak_memory_gib": peak_memory(self.gpus)}
 
 
-def peak_memory() -> dict[str, float]:
-    """Return this process's peak memory in GiB: its own, and what it took of each GPU."""
+def peak_memory(gpus: list[int]) -> dict[str, float]:
+    """Return this process's peak memory in GiB: its own, and what it took of each of `gpus`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     resident = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
-    gpus = {f"cuda:{gpu}": torch.cuda.max_memory_allocated(gpu) / 2**30 for gpu in range(torch.cuda.device_count())}
-    found = {"cpu": resident} | {name: gib for name, gib in gpus.items() if gib}
+    found = {"cpu": resident} | {f"cuda:{gpu}": torch.cuda.max_memory_allocated(gpu) / 2**30 for gpu in gpus}
     return {name: round(gib, 3) for name, gib in found.items()}
 
 
-def reset_peak_memory() -> None:
+def reset_peak_memory(gpus: list[int]) -> None:
     """Let the peak memory be that from now on, where the system allows it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    for gpu in range(torch.cuda.device_count()):
+    for gpu in gpus:
         torch.cuda.reset_peak_memory_stats(gpu)
 
 

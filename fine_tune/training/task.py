@@ -3,6 +3,7 @@
 Shapes: B batch.
 """
 
+from argparse import Namespace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from fine_tune.data.layout import Layout
 from fine_tune.data.tokens import Batch
-from fine_tune.training.optim import OptimizerGroup
+from fine_tune.training.optim import LossScaler, OptimizerGroup
 
 
 class TaskOutput(NamedTuple):
@@ -29,13 +30,23 @@ class Task(nn.Module):
     """The parent of teacher fine-tuning and student distillation.
 
     `trainable_modules` go by their names in the checkpoint files, `optimizers` by the name under which their learning
-    rate is logged; `tag` begins the names of all that is logged; `about` are lines on it for the start of a run.
+    rate is logged; `scaler` is that of --precision fp16; `tag` begins the names of all that is logged; `about` are
+    lines on it for the start of a run.
     """
 
     tag: str
     about: tuple[str, ...] = ()
     trainable_modules: dict[str, nn.Module]
     optimizers: dict[str, OptimizerGroup]
+
+    def __init__(self, config: Namespace) -> None:
+        super().__init__()
+        self.config, self.scaler = config, LossScaler() if config.precision == "fp16" else None
+
+    @property
+    def gpus(self) -> list[int]:
+        """The numbers of the GPUs that it computes on: only these may be asked, for CUDA starts where it is asked."""
+        return sorted({parameter.device.index for parameter in self.parameters() if parameter.is_cuda})
 
     def forward(self, batch: Batch) -> TaskOutput:
         """Return the losses of a batch."""

@@ -1,0 +1,185 @@
+"""Everything on an NVIDIA GPU, against the numbers of the CPU: `python -m pytest tests/test_gpu.py` where there is one.
+
+Nobody has run this file yet; all that it calls runs in other tests on the CPU.
+"""
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fine_tune.core.errors import NotFinite, OutOfMemory
+from fine_tune.models import precision
+from fine_tune.training.loop import train
+from fine_tune.training.optim import LossScaler, NonFiniteGuard
+from fine_tune.training.task import TaskOutput
+from tests import golden, tiny
+from tests.built import METHODS, distillation, make_tokens
+from tests.interruptions import resumed_on_a_gpu
+from tests.test_benchmarks import tables
+from tests.test_fp16 import check_an_overflow, start_at
+from tests.test_memory import allocate_in_step
+
+GPU, DEVICE = 0, torch.device("cuda:0")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.device_count(), reason="needs an NVIDIA GPU")]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_teachers_losses_are_the_golden_ones(root: Path) -> None:
+    found = golden.teacher_losses(root, experiment="gpu", device_id=GPU)
+    assert found == pytest.approx(golden.read("teacher"), rel=1e-4)
+    config = json.loads((root / "runs" / "gpu_bert_qqp" / "config.json").read_text())
+    assert config["peak_memory_gib"].keys() == {"cpu", str(DEVICE)}
+
+
+@pytest.mark.parametrize("name", golden.RUNS)
+def test_losses_are_the_golden_ones(golden_root: Path, name: str) -> None:
+    found = golden.student_losses(golden_root, name, experiment=f"{name}-gpu", device_id=GPU)
+    assert found == pytest.approx(golden.read(name), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lad", "lad-masked"])
+@pytest.mark.parametrize("where", ["001", "010", "011", "100", "101", "110"])
+def test_student_teacher_and_gates_each_on_its_own_device(golden_root: Path, name: str, where: str) -> None:
+    """1 stands for the GPU, 0 for the CPU."""
+    numbers = (GPU if letter == "1" else -1 for letter in where)
+    devices = dict(zip(("device_id", "tdevice_id", "gate_device_id"), numbers, strict=True))
+    found = golden.student_losses(golden_root, name, experiment=f"{name}-{where}", **devices)
+    assert found == pytest.approx(golden.read(name), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lad", "lad-masked", "pkd", "alp-kd"])
+def test_a_kept_teacher_teaches_the_same(golden_root: Path, name: str) -> None:
+    for path in (golden_root / "runs" / "cache").glob("teacher-*"):
+        path.unlink()  # another test's, computed on the CPU
+    flags = {"experiment": f"{name}-kept-gpu", "device_id": GPU}
+    found = golden.student_losses(golden_root, name, "--cache_teacher", **flags)
+    assert found == pytest.approx(golden.read(name), rel=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [(), ("--compile",)])
+@pytest.mark.parametrize(("mode", "apart"), [("fp32", 1e-4), ("tf32", 0.01), ("fp16", 0.01), ("bf16", 0.03)])
+def test_precisions(
+    golden_root: Path, mode: str, apart: float, compiled: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding moves the losses; fp16 is taken at a scale at which no step overflows and is left out."""
+    if mode != "fp32" and precision.unsupported_reason(mode, DEVICE):
+        pytest.skip(f"the GPU has no {mode}")
+    monkeypatch.setattr(LossScaler, "__init__", start_at(2.0**6))
+    for name in ("lad", "lad-masked"):
+        experiment = "-".join([name, mode, *compiled])
+        flags = {"experiment": experiment, "precision": mode, "device_id": GPU}
+        found = golden.student_losses(golden_root, name, *compiled, **flags)
+        assert found == pytest.approx(golden.read(name), rel=apart)
+    tiny.run_script(
+        "run_fine_tune", *compiled, **tiny.teacher_flags(golden_root, **flags | {"experiment": f"teacher-{experiment}"})
+    )
+
+
+def test_evaluation_and_prediction_are_the_cpus(root: Path) -> None:
+    found = []
+    for name, device in (("cpu", -1), ("gpu", GPU)):
+        there = tiny.paths(root) | {"experiment_dir": root / name, "experiment": "teacher", "task": "qqp"}
+        shutil.copytree(root / "runs", root / name)
+        tiny.run_script("run_fine_tune_eval", dataset="dev", batch_size=3, device_id=device, **there)
+        tiny.run_script("generate_test_prediction", dataset="test", ckpt=4, batch_size=3, device_id=device, **there)
+        folder = root / name / "teacher_bert_qqp"
+        scores = json.loads((folder / "eval-dev.json").read_text())["checkpoints"]
+        logits = np.concatenate([np.load(folder / f"logits-dev-{step}.npy") for step in (2, 4)])
+        found.append((logits, scores, (folder / "QQP.tsv").read_bytes()))
+    (logits, scores, answers), (other_logits, other_scores, other_answers) = found
+    np.testing.assert_allclose(other_logits, logits, rtol=1e-4, atol=1e-5)
+    assert other_answers == answers
+    for one, other in zip(scores, other_scores, strict=True):
+        assert [other[name] for name in ("accuracy", "f1_score")] == [one[name] for name in ("accuracy", "f1_score")]
+        assert other["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-4)
+        assert one["device"] == "cpu"
+
+
+# --- what ends or breaks a run ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Inside, an operation that waits for the GPU is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_operation_that_waits_is_found() -> None:
+    with without_waiting(), pytest.raises(RuntimeError):
+        torch.ones((), device=DEVICE).item()
+
+
+@pytest.mark.parametrize("pad_loss", ["all", "masked", "sampled"])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("scaler", [None, LossScaler])
+def test_steps_wait_for_nothing_and_a_bad_one_is_reported_later(
+    name: str, pad_loss: str, scaler: type[LossScaler] | None
+) -> None:
+    """The first step moves counters to the GPU; the third has a loss that is not finite, and updates end before it."""
+    task, tokens, chosen = distillation(name, pad_loss, device=DEVICE), make_tokens(), np.arange(4)
+    task.scaler = scaler and scaler()
+    guard = NonFiniteGuard(task.optimizers, task.scaler)
+    batch = tokens.batch(chosen, task.layout(tokens.lengths(chosen), chosen, 1))
+    more = (lambda *of_a_step: None, lambda step, vectors: None)
+
+    def broken(batch: object) -> object:
+        output = task(batch)
+        return TaskOutput(output.loss, output.losses | {"loss": output.loss * torch.nan}, *output[2:])
+
+    train([1], 1, iter([batch]), task, task.optimizers, guard, *more)
+    with without_waiting():
+        for step, forward in ((2, task), (3, broken), (4, task)):
+            train([step], 1, iter([batch]), forward, task.optimizers, guard, *more)
+    with pytest.raises(NotFinite, match="^step 3 at lr .* loss nan"):
+        guard.raise_if_tripped()
+    taken = {state["step"].item() for group in task.optimizers.values() for state in group.optimizer.state.values()}
+    assert taken == {2}
+
+
+def test_an_overflow() -> None:
+    check_an_overflow(DEVICE)
+
+
+@pytest.fixture(scope="module")
+def clean_process() -> Iterator[ProcessPoolExecutor]:
+    """Return a process that has not touched CUDA, and may fork."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield process
+
+
+@pytest.mark.parametrize("mode", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["teacher", "lad", "lad-sampled", "alp-kd-hidden-v2", "pkd"])
+def test_a_killed_run_ends_bit_equal(root: Path, name: str, mode: str, clean_process: ProcessPoolExecutor) -> None:
+    if mode == "fp16" and precision.unsupported_reason(mode, DEVICE):
+        pytest.skip("the GPU has no fp16")
+    changes = {"device_id": GPU, "precision": mode}
+    assert clean_process.submit(resumed_on_a_gpu, root, name, changes).result() == []
+
+
+def test_out_of_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*allocate_in_step(5))
+    with pytest.raises(OutOfMemory, match="^out of memory in training; .*--precision bf16") as caught:
+        tiny.run_script("run_lad_distil", **tiny.student_flags(root, device_id=GPU))
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    assert (root / "runs" / "student_bert_qqp" / "model-4.pt").is_file()
+
+
+def test_the_benchmark_counts_kernels(clean_process: ProcessPoolExecutor) -> None:
+    found = clean_process.submit(tables, "speed", "--pairs", "1", "--device_id", str(GPU)).result()
+    for number in range(3):  # distillation, fine-tuning, evaluation
+        assert all(int(row["kernels"]) > 50 for row in found[f"variant {number}"])
