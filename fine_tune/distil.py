@@ -45,9 +45,9 @@ class Distillation(Task):
         self.tag = f"{config.task}/{config.dataset}/{config.model}"
         gates = {f"gate-{index}": gate for index, gate in method.gates.items()}
         self.trainable_modules = {"model": student} | gates
-        self.optimizers = {"lr": optimizer_group(config, [student])}
+        self.optimizers = {"lr": optimizer_group(config, "student", [student])}
         if gates:
-            self.optimizers["gate_lr"] = optimizer_group(config, list(gates.values()), "gate_")
+            self.optimizers["gate_lr"] = optimizer_group(config, "gates", list(gates.values()), "gate_")
 
     def forward(self, batch: Batch) -> TaskOutput:
         """Return loss = logits_loss + hidden_loss of a batch, and the method's vectors."""

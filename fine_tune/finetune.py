@@ -25,7 +25,7 @@ class FineTuning(Task):
         self.model, self.device = model, device
         self.tag = f"{config.task}/{config.dataset}"
         self.trainable_modules = {"model": model}
-        self.optimizers = {"lr": optimizer_group(config, [model])}
+        self.optimizers = {"lr": optimizer_group(config, "teacher", [model])}
 
     def forward(self, batch: Batch) -> TaskOutput:
         """Return the loss of a batch."""

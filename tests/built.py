@@ -58,8 +58,9 @@ def distillation(
         adamw = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1}
         adamw |= {"warmup_step": 1, "total_step": 100}
         vars(config).update({f"{prefix}{flag}": value for flag, value in adamw.items()})
-    parts = (part.to(device) for part in (teacher, student, method))
-    return Distillation(*parts, config, dict.fromkeys(DEVICE_FLAGS, device))
+    if device != CPU:  # without values nothing can be moved, not even to where it is
+        teacher, student, method = (part.to(device) for part in (teacher, student, method))
+    return Distillation(teacher, student, method, config, dict.fromkeys(DEVICE_FLAGS, device))
 
 
 def make_tokens() -> Tokens:

@@ -322,7 +322,15 @@ def test_advice_on_a_first_step_that_is_not_finite_is_not_about_the_rate(root: P
 def test_a_bad_step_is_skipped_on_the_device_and_reported_later() -> None:
     module = torch.nn.Linear(2, 2)
     group = OptimizerGroup(
-        [module], peak_lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, max_norm=1, warmup_step=0, total_step=9
+        "model",
+        [module],
+        peak_lr=0.1,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.1,
+        max_norm=1,
+        warmup_step=0,
+        total_step=9,
     )
     guard = NonFiniteGuard({"lr": group})
 

@@ -28,6 +28,7 @@ class OptimizerGroup:
 
     def __init__(
         self,
+        name: str,
         modules: list[nn.Module],
         peak_lr: float,
         betas: tuple[float, float],
@@ -36,7 +37,6 @@ class OptimizerGroup:
         max_norm: float,
         warmup_step: int,
         total_step: int,
-        name: str = "model",
     ) -> None:
         self.name = name
         self.clipped_together = [list(module.parameters()) for module in modules]
@@ -183,9 +183,8 @@ def decays(name: str) -> bool:
     return "bias" not in name and "layernorm" not in name.lower()
 
 
-def optimizer_group(config: Namespace, modules: list[nn.Module], prefix: str = "") -> OptimizerGroup:
-    """Return the group of `modules` that the flags with `prefix` describe."""
-    flag = {name.removeprefix(prefix): value for name, value in vars(config).items() if name.startswith(prefix)}
-    same = {name: flag[name] for name in ("eps", "weight_decay", "max_norm", "warmup_step", "total_step")}
-    same["name"] = "gates" if prefix else config.kind
-    return OptimizerGroup(modules, peak_lr=flag["lr"], betas=(flag["beta1"], flag["beta2"]), **same)
+def optimizer_group(config: Namespace, name: str, modules: list[nn.Module], prefix: str = "") -> OptimizerGroup:
+    """Return the group of `modules`, called `name`, that the flags with `prefix` describe."""
+    flag = {key.removeprefix(prefix): value for key, value in vars(config).items() if key.startswith(prefix)}
+    same = {key: flag[key] for key in ("eps", "weight_decay", "max_norm", "warmup_step", "total_step")}
+    return OptimizerGroup(name, modules, peak_lr=flag["lr"], betas=(flag["beta1"], flag["beta2"]), **same)
