@@ -128,6 +128,14 @@ def drop_bias_of_the_pooler(folder: Path) -> None:
     rewrite_weights(folder, lambda weights: {k: v for k, v in weights.items() if k != "pooler.dense.bias"})
 
 
+def spoil_a_number(folder: Path) -> None:
+    def spoil(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights["encoder.layer.1.output.dense.bias"][3] = float("nan")
+        return weights
+
+    rewrite_weights(folder, spoil)
+
+
 BROKEN = {
     "no vocabulary": (drop_vocabulary, "holds no tokenizer.json or vocab.txt"),
     "short vocabulary": (shorten_vocabulary, "has 45 entries, but the model needs 46"),
@@ -144,6 +152,7 @@ BROKEN = {
         "embeddings.position_embeddings.weight has the shape (32, 16), but config.json says (64, 16)",
     ),
     "half a pooler": (drop_bias_of_the_pooler, "lacks 1 of BERT's weights, pooler.dense.bias first"),
+    "not a number": (spoil_a_number, "encoder.layer.1.output.dense.bias holds numbers that are not finite"),
     "another model": (flip_type, "holds a roberta model; only BERT"),
 }
 

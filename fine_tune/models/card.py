@@ -25,6 +25,7 @@ from fine_tune.cli.runs import (
 from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TASKS, TaskSpec
 from fine_tune.models.bert import empty_classifier
+from fine_tune.models.cost import params_words
 
 HUB_METRICS = {"f1_score": "f1", "macro_f1": "f1", "matthews": "matthews_correlation"}  # others are called as here
 FACTS = NOT_FLAGS | {"ranks", "versions", "imported", *USAGE}
@@ -153,9 +154,9 @@ def table_row(name: str, config: Namespace, spec: TaskSpec, values: dict[str, fl
     """Return one model's row."""
     with torch.device("meta"):  # to be counted, not computed with
         model = empty_classifier(config, name)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    params = params_words(sum(parameter.numel() for parameter in model.parameters()))
     cells = ["not evaluated" if values[metric] is None else percent(values[metric]) for metric in spec.metrics]
-    return f"| {name} | {model.encoder.config.num_hidden_layers} | {millions:.1f} M | {' | '.join(cells)} |"
+    return f"| {name} | {model.encoder.config.num_hidden_layers} | {params} | {' | '.join(cells)} |"
 
 
 def percent(value: float) -> str:

@@ -20,6 +20,11 @@ from fine_tune.models.bert import BertClassifier, empty_encoder
 ROUNDS = 5  # of which the median is taken, after one to warm up
 
 
+def params_words(number: int) -> str:
+    """Return a number of parameters as millions or thousands."""
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
+
+
 @dataclass(frozen=True)
 class Cost:
     """Parameters, and GFLOPs (two a multiply-add) of a forward pass of one text at max_seq_len.

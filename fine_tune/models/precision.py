@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 from transformers import BertModel
 
 from fine_tune.core import threads
@@ -74,3 +75,9 @@ def compile_rows(bert: BertModel) -> None:
     for layer in bert.encoder.layer:
         for part in (layer.attention.output, layer.intermediate, layer.output):
             part.compile(dynamic=True)
+
+
+def first_non_finite(modules: dict[str, nn.Module]) -> str:
+    """Return the name of the first parameter that holds something else than finite numbers, "" if there is none."""
+    named = ((f"{name}: {key}", p) for name, module in modules.items() for key, p in module.named_parameters())
+    return next((key for key, parameter in named if not parameter.isfinite().all()), "")

@@ -18,6 +18,7 @@ from fine_tune.cli.runs import ENCODER
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import sha256
 from fine_tune.core.shapes import misfit
+from fine_tune.models.precision import first_non_finite
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 WEIGHT_FILES = {  # what holds the weights, whole or an index of parts; what those are called on the hub
@@ -82,7 +83,7 @@ class Pretrained:
     def load(self, kind: type[PreTrainedModel]) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Load the weights in fp32 into a model of the library's class `kind`; return it, and what was found amiss.
 
-        Raises UserError when they cannot be read, or one has another shape than config.json says.
+        Raises UserError when they cannot be read, or one has another shape than config.json says, or no finite number.
         """
         quiet_transformers()
         try:
@@ -100,6 +101,9 @@ class Pretrained:
         for name, found, wanted in sorted(info["mismatched_keys"]):
             shapes = f"has the shape {tuple(found)}, but config.json says {tuple(wanted)}"
             raise UserError(f"{self.source}: {self.folder}: {name} {shapes}")
+        bad = first_non_finite({str(self.folder): model})
+        if bad:
+            raise UserError(f"{self.source}: {bad} holds numbers that are not finite")
         return model, info
 
     def encoder(self) -> BertModel:

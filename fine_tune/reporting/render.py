@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fine_tune.data.statistics import Interval
+from fine_tune.models.cost import params_words
 from fine_tune.reporting.analysis import BATCH_SIZES, Comparison, Group, Model, Report
 
 Table = list[list[str]]  # its first line holds the columns' names
@@ -18,11 +19,6 @@ SEEDS_A_LINE = 10
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
-
-
-def count(number: int) -> str:
-    """Return a number of parameters as millions or thousands."""
-    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
 
 
 def gigas(number: float) -> str:
@@ -49,7 +45,7 @@ def mean_cell(group: Group) -> str:
 
 def cost_cells(model: Model) -> list[str]:
     """Return parameters and GFLOPs."""
-    return [count(model.cost.params), gigas(model.cost.gflops)] if model.cost else ["-", "-"]
+    return [params_words(model.cost.params), gigas(model.cost.gflops)] if model.cost else ["-", "-"]
 
 
 def main_table(report: Report) -> Table:
@@ -161,7 +157,7 @@ def legend(report: Report) -> list[str]:
             lines.append(f"{group.name} to teacher, seeds and examples drawn together: {shown}")
     known = [model for model in (*report.teachers, *report.groups) if model.cost]
     if known:
-        bare = {f"{model.layers} layers {count(model.cost.params_without_embeddings)}": None for model in known}
+        bare = {f"{model.layers} layers {params_words(model.cost.params_without_embeddings)}": None for model in known}
         attention = {f"{model.layers} layers {gigas(model.cost.attention_gflops)}": None for model in known}
         lines.append(f"params without embeddings: {', '.join(bare)}")
         lines.append(

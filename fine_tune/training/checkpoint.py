@@ -17,6 +17,7 @@ from fine_tune.cli.runs import STATE, require_same_settings
 from fine_tune.core import torchrun
 from fine_tune.core.errors import NotFinite, UserError
 from fine_tune.core.files import atomic_write, json_bytes, open_file
+from fine_tune.models.precision import first_non_finite
 from fine_tune.training.log import print0
 from fine_tune.training.task import Task
 
@@ -77,12 +78,6 @@ def load_weights(module: nn.Module, path: Path) -> None:
     bad = first_non_finite({path.name: module})
     if bad:
         raise NotFinite(f"{path}: {bad} holds numbers that are not finite; use an earlier checkpoint")
-
-
-def first_non_finite(modules: dict[str, nn.Module]) -> str:
-    """Return the name of the first parameter that holds something else than finite numbers, "" if there is none."""
-    named = ((f"{name}: {key}", p) for name, module in modules.items() for key, p in module.named_parameters())
-    return next((key for key, parameter in named if not parameter.isfinite().all()), "")
 
 
 def steps(folder: Path) -> list[int]:

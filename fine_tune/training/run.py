@@ -32,7 +32,7 @@ from fine_tune.core.files import (
 from fine_tune.core.memory import needs_memory
 from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
-from fine_tune.models.precision import check_precision
+from fine_tune.models.precision import check_precision, first_non_finite
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.dry_run import dry_run
 from fine_tune.training.log import Log, print0
@@ -239,7 +239,7 @@ def save_if_due(
     if not interrupted and not due:
         return
     guard.raise_if_tripped()
-    bad = checkpoint.first_non_finite(task.trainable_modules)
+    bad = first_non_finite(task.trainable_modules)
     if bad:  # only finite weights are saved, and only they take the place of others
         raise NotFinite(f"step {step}: the update left {bad} not finite; what was saved before stays; try a lower rate")
     streams = distributed.all_gather(checkpoint.random_streams(task.gpus))
