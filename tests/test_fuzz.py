@@ -1,5 +1,6 @@
 """The smallest spoilt input of each kind that tests/fuzz.py tries by the hundred; and that a bad end is seen."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -34,6 +35,15 @@ def test_a_spoilt_input_is_a_line(root: Path, name: str) -> None:
     path, content, command, code = SMALLEST[name]
     (root / path).write_bytes(content)
     assert fuzz.attempt(root, command) == (code, "")
+
+
+def test_a_whole_number_stands_for_a_real_one(root: Path) -> None:
+    path = root / TEACHER / "config.json"
+    config = json.loads(path.read_text())
+    del config["config_sha256"]
+    config["encoder"] |= {"initializer_range": 0}
+    path.write_text(json.dumps(config))
+    assert fuzz.attempt(root, fuzz.evaluating) == (0, "")
 
 
 def fail(root: Path) -> None:

@@ -73,7 +73,11 @@ def student_sizes(flags: Namespace) -> dict[str, int]:
 
 def empty_encoder(encoder_sizes: dict[str, Any]) -> BertModel:
     """Return a randomly initialised BertModel of the given sizes."""
-    return BertModel(BertConfig(**encoder_sizes))
+    reals = {
+        "initializer_range",
+        "layer_norm_eps",
+    } & encoder_sizes.keys()  # for which the library takes no whole number
+    return BertModel(BertConfig(**encoder_sizes | {name: float(encoder_sizes[name]) for name in reals}))
 
 
 def new_teacher(pretrained: Pretrained, flags: Namespace) -> BertClassifier:
