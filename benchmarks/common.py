@@ -30,7 +30,7 @@ from fine_tune.methods.lad import lad
 from fine_tune.methods.pkd import Pkd
 from fine_tune.models import linear
 from fine_tune.models.bert import BertClassifier, empty_encoder, freeze, sizes
-from fine_tune.models.precision import check_precision, compile_rows, unsupported_reason
+from fine_tune.models.precision import OLDEST, check_precision, compile_rows, unsupported_reason
 from fine_tune.models.pretrained import load_tokenizer
 from fine_tune.training.distributed import DEVICE_FLAGS
 from fine_tune.training.loop import train
@@ -157,7 +157,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # the flags that set a variant of our d
     "masked, a step that is logged": {"pad_loss": "masked", "watched": True},
     "masked compiled": {"pad_loss": "masked", "compile": True},
 }
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+PRECISIONS = ("fp32", *OLDEST)
 ON_GPU: dict[str, dict[str, Any]] = {
     name + f" {precision}" * (precision != "fp32") + " compiled" * compiled: {
         "pad_loss": pad_loss,

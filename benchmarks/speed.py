@@ -285,8 +285,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, one batch size, one thread")
     flags = parser.parse_args()
     on_gpu = flags.device_id >= 0
-    sizes, threads = flags.batch_size or ([32] if on_gpu else [8, 32]), flags.threads or ([1] if on_gpu else [1, 2])
-    sizes, threads = ([4], [1]) if flags.tiny else (sizes, threads)
+    usual = ([32], [1]) if on_gpu else ([8, 32], [1, 2])
+    sizes, threads = ([4], [1]) if flags.tiny else (flags.batch_size or usual[0], flags.threads or usual[1])
     base, count = (common.TINY, 32) if flags.tiny else (common.BASE, 128)
     base = replace(base, device_id=flags.device_id)
     known = {name: common.DEFAULTS | variant for name, variant in (VARIANTS | ON_GPU).items()}
@@ -304,9 +304,8 @@ def main() -> None:
             if known[name]["precision"] in best
         }
         lacking = [name for name in names if name not in variants]
-        print(
-            "".join(f"Left out, since the device cannot do it: {', '.join(lacking)}.\n\n" for _ in lacking[:1]), end=""
-        )
+        if lacking:
+            print(f"Left out, since the device cannot do it: {', '.join(lacking)}.\n")
         print("### Distillation step (LAD)\n")
         step = {"pairs": flags.pairs, "best": best, "examples": shape.batch_size, "what": "gradients"}
         taken = compare(shape, partial(plain_distil, shape), variants, **step)

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fine_tune.methods.method import Method
 from fine_tune.methods.pkd import Pkd
 from fine_tune.models import bert
 from fine_tune.training.distributed import DEVICE_FLAGS
+from fine_tune.training.optim import OptimizerGroup
 
 S, D, CPU = 12, 16, torch.device("cpu")
 LENGTHS = np.array([5, 12, 3, 7])
@@ -61,6 +63,13 @@ def distillation(
     if device != CPU:  # without values nothing can be moved, not even to where it is
         teacher, student, method = (part.to(device) for part in (teacher, student, method))
     return Distillation(teacher, student, method, config, dict.fromkeys(DEVICE_FLAGS, device))
+
+
+def optimizer(*modules: torch.nn.Module, **settings: Any) -> OptimizerGroup:
+    """Return what trains `modules`: at the rate 1 from the start and without decay, but for `settings`."""
+    plain = {"peak_lr": 1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "max_norm": 1}
+    plain |= {"warmup_step": 0, "total_step": 10}
+    return OptimizerGroup("model", list(modules), **plain | settings)
 
 
 def make_tokens() -> Tokens:

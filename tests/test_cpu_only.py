@@ -1,6 +1,5 @@
 """On a machine with GPUs a run on the CPU leaves them alone: no context, no memory, no wait for a busy one."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def test_nothing_asks_a_gpu(root: Path, two_gpus: None, capsys: pytest.CaptureFi
             assert tiny.load(root / runs / "run_bert_qqp" / "state.pt")["random"][0]["gpus"] == {}
         tiny.run_script(script, "--eval_step", "6", "--eval_dataset", "dev", **flags)
     assert difference(root / "whole", root / "broken") == []
-    config = json.loads((root / "whole" / "run_bert_qqp" / "config.json").read_text())
+    config = tiny.config(root / "whole" / "run_bert_qqp")
     assert list(config["peak_memory_gib"]) == ["cpu"]
     tiny.run_script("run_lad_distil", "--dry_run", **flags | {"experiment": "dry"})
     paths = tiny.paths(root) | {"experiment_dir": root / "whole", "task": "qqp"}

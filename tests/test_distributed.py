@@ -63,7 +63,7 @@ def test_two_processes_have_the_losses_of_one(golden_root: Path, name: str) -> N
                 continue
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=2e-4)
     assert complaint.count("done: ") == 1  # one rank speaks
-    assert json.loads((two / "config.json").read_text())["ranks"] == 2
+    assert tiny.config(two)["ranks"] == 2
 
 
 def test_a_teacher_of_two_processes_of_torchrun(root: Path) -> None:

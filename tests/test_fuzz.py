@@ -1,6 +1,5 @@
 """The smallest spoilt input of each kind that tests/fuzz.py tries by the hundred; and that a bad end is seen."""
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import fuzz
+from tests import fuzz, tiny
 
 TEACHER = "runs/teacher_bert_qqp"
 SMALLEST = {
@@ -38,11 +37,8 @@ def test_a_spoilt_input_is_a_line(root: Path, name: str) -> None:
 
 
 def test_a_whole_number_stands_for_a_real_one(root: Path) -> None:
-    path = root / TEACHER / "config.json"
-    config = json.loads(path.read_text())
-    del config["config_sha256"]
-    config["encoder"] |= {"initializer_range": 0}
-    path.write_text(json.dumps(config))
+    folder = root / TEACHER
+    tiny.change_config(folder, encoder=tiny.config(folder)["encoder"] | {"initializer_range": 0})
     assert fuzz.attempt(root, fuzz.evaluating) == (0, "")
 
 

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.device_count(),
 def test_the_teachers_losses_are_the_golden_ones(root: Path) -> None:
     found = golden.teacher_losses(root, experiment="gpu", device_id=GPU)
     assert found == pytest.approx(golden.read("teacher"), rel=1e-4)
-    config = json.loads((root / "runs" / "gpu_bert_qqp" / "config.json").read_text())
+    config = tiny.config(root / "runs" / "gpu_bert_qqp")
     assert config["peak_memory_gib"].keys() == {"cpu", str(DEVICE)}
 
 

@@ -70,7 +70,7 @@ def test_random_starts(root: Path) -> None:
 
 def test_student_config(root: Path) -> None:
     distilled(root, dropout=0.25)
-    saved = json.loads((root / "runs" / "student_bert_qqp" / "config.json").read_text())
+    saved = tiny.config(root / "runs" / "student_bert_qqp")
     assert saved["encoder"]["max_position_embeddings"] == tiny.SEQ_LEN
     assert saved["encoder"]["hidden_dropout_prob"] == saved["encoder"]["attention_probs_dropout_prob"] == 0.25
     assert (saved["kind"], saved["num_class"], saved["max_seq_len"], saved["dataset"]) == ("student", 2, 16, "train")
@@ -80,7 +80,7 @@ def test_teacher_encoder_keeps_its_own_dropout(tmp_path: Path) -> None:
     tiny.make_bert(tmp_path / "bert", dropout=0.3)
     tiny.make_qqp(tmp_path / "data")
     tiny.run_script("run_fine_tune", **tiny.teacher_flags(tmp_path, total_step=1, dropout=0.05))
-    saved = json.loads((tmp_path / "runs" / "teacher_bert_qqp" / "config.json").read_text())
+    saved = tiny.config(tmp_path / "runs" / "teacher_bert_qqp")
     assert saved["encoder"]["hidden_dropout_prob"] == 0.3
     model = bert.BertClassifier(pretrained.find_pretrained(str(tmp_path / "bert"), "x").encoder(), 2, 0.05)
     assert (model.dropout.p, model.encoder.embeddings.dropout.p) == (0.05, 0.3)
@@ -108,7 +108,7 @@ def shorten_vocabulary(folder: Path) -> None:
 
 
 def flip_type(folder: Path) -> None:
-    values = json.loads((folder / "config.json").read_text())
+    values = tiny.config(folder)
     (folder / "config.json").write_text(json.dumps(values | {"model_type": "roberta"}))
 
 
@@ -249,7 +249,7 @@ def same_ids(folder: Path) -> bool:
 
 def test_vocab_txt_and_a_config_without_model_type_are_a_bert(tmp_path: Path) -> None:
     folder = tiny.make_bert(tmp_path / "bert")
-    values = json.loads((folder / "config.json").read_text())
+    values = tiny.config(folder)
     del values["model_type"]
     (folder / "config.json").write_text(json.dumps(values))
     (folder / "tokenizer.json").unlink()
@@ -411,7 +411,7 @@ def test_sizes_are_the_teachers_unless_they_are_given(root: Path) -> None:
     flags = tiny.student_flags(root, total_step=2, warmup_step=1)
     sizes = {flag: flags.pop(flag) for flag in ("d_model", "d_ff", "num_attention_heads")}
     tiny.run_script("run_pkd_distill", **flags)
-    saved = json.loads((root / "runs" / "student_bert_qqp" / "config.json").read_text())
+    saved = tiny.config(root / "runs" / "student_bert_qqp")
     assert {flag: saved[flag] for flag in sizes} == sizes
     assert saved["type_vocab_size"] == 2
     tiny.run_script("run_pkd_distill", **flags, **sizes)  # the same run: it is finished
@@ -542,7 +542,7 @@ def test_too_long_for_the_pretrained_model(fine_tuned: Path, tmp_path: Path) -> 
 def test_checkpoints_load_strictly(root: Path, tmp_path: Path) -> None:
     path = root / "runs" / "teacher_bert_qqp" / "model-4.pt"
     weights = tiny.load(path)
-    config = json.loads((path.parent / "config.json").read_text())
+    config = tiny.config(path.parent)
     model = bert.BertClassifier(bert.empty_encoder(config["encoder"]), 2, 0)
     old = weights | {"encoder.embeddings.position_ids": torch.arange(32)[None]}  # as old library versions wrote it
     torch.save(old, tmp_path / "old.pt")
@@ -567,7 +567,7 @@ def test_checkpoints_load_strictly(root: Path, tmp_path: Path) -> None:
 def test_folders_of_the_authors_code_work(root: Path) -> None:
     """No kind, no encoder sizes, no tokenizer in the folder, `position_ids` in the checkpoint."""
     folder = root / "runs" / "teacher_bert_qqp"
-    values = json.loads((folder / "config.json").read_text())
+    values = tiny.config(folder)
     ours = "kind encoder labels versions data_sha256 method data_dir experiment_dir config_sha256 tokenizer_sha256"
     for name in ours.split():
         values.pop(name, None)

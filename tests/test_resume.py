@@ -21,9 +21,10 @@ from fine_tune.data.tokens import Batch
 from fine_tune.distil import Distillation
 from fine_tune.finetune import FineTuning
 from fine_tune.training import checkpoint, run
-from fine_tune.training.optim import NonFiniteGuard, OptimizerGroup
+from fine_tune.training.optim import NonFiniteGuard
 from fine_tune.training.task import Task, TaskOutput
 from tests import tiny
+from tests.built import optimizer
 from tests.interruptions import (
     SCRIPTS,
     Patch,
@@ -321,17 +322,7 @@ def test_advice_on_a_first_step_that_is_not_finite_is_not_about_the_rate(root: P
 
 def test_a_bad_step_is_skipped_on_the_device_and_reported_later() -> None:
     module = torch.nn.Linear(2, 2)
-    group = OptimizerGroup(
-        "model",
-        [module],
-        peak_lr=0.1,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=0.1,
-        max_norm=1,
-        warmup_step=0,
-        total_step=9,
-    )
+    group = optimizer(module, peak_lr=0.1, weight_decay=0.1, total_step=9)
     guard = NonFiniteGuard({"lr": group})
 
     def step(number: int, scale: float) -> None:

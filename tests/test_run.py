@@ -1,7 +1,6 @@
 """The order of a run: what is read and hashed, when a folder is opened, and what stays as it is while a task trains."""
 
 import hashlib
-import json
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -43,7 +42,7 @@ def test_a_file_is_hashed_once_and_a_config_read_once(root: Path, counted: dict[
     teacher, data = root / "runs" / "teacher_bert_qqp", root / "data" / "QQP"
     flags = tiny.student_flags(root, total_step=2)
     own = root / "runs" / "student_bert_qqp" / "config.json"
-    start = Path(json.loads((teacher / "config.json").read_text())["ptrain_ver"]) / "model.safetensors"
+    start = Path(tiny.config(teacher)["ptrain_ver"]) / "model.safetensors"
     for hashed, read in (
         ({teacher / "model-4.pt", data / "train.tsv", start}, {teacher / "config.json"}),
         (set(), {teacher / "config.json", own}),

@@ -115,4 +115,4 @@ def test_wall_time_is_that_of_all_sessions(root: Path) -> None:
     assert 0 < state["seconds"] < 100
     torch.save(state | {"seconds": 5000.0}, folder / "state.pt")
     tiny.run_script(script, **flags)
-    assert 5000 < json.loads((folder / "config.json").read_text())["wall_seconds"] < 5100
+    assert 5000 < tiny.config(folder)["wall_seconds"] < 5100

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from fine_tune.data.tokens import epoch_order
-from fine_tune.training.optim import OptimizerGroup, warmup_factor
+from fine_tune.training.optim import warmup_factor
 from tests import golden, reference, tiny
+from tests.built import optimizer
 
 
 def test_lad_equals_the_plain_loop(root: Path) -> None:
@@ -87,9 +88,7 @@ def test_accumulation_changes_no_number(root: Path, script: str) -> None:
 def test_each_module_is_clipped_on_its_own() -> None:
     """Two modules, gradients of norm 10 and 0.1: the first is cut to the limit, the second stays."""
     modules = [nn.Linear(4, 4, bias=False) for _ in range(2)]
-    group = OptimizerGroup(
-        "model", modules, peak_lr=1, betas=(0.0, 0.0), eps=1, weight_decay=0, max_norm=1, warmup_step=0, total_step=10
-    )
+    group = optimizer(*modules, betas=(0.0, 0.0), eps=1)
     for module, norm in zip(modules, (10.0, 0.1), strict=True):
         module.weight.grad = torch.full((4, 4), norm / 4)
     kept = [module.weight.grad for module in modules]
@@ -102,9 +101,7 @@ def test_each_module_is_clipped_on_its_own() -> None:
 
 def test_the_student_is_clipped_as_a_whole() -> None:
     module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
-    group = OptimizerGroup(
-        "model", [module], peak_lr=1, betas=(0.0, 0.0), eps=1, weight_decay=0, max_norm=1, warmup_step=0, total_step=10
-    )
+    group = optimizer(module, betas=(0.0, 0.0), eps=1)
     kept = []
     for parameter, norm in zip(module.parameters(), (3.0, 4.0), strict=True):
         parameter.grad = torch.full((4, 4), norm / 4)
@@ -126,17 +123,7 @@ def test_no_decay_for_biases_and_layer_norms() -> None:
         "vocab_size": 9,
     }
     modules = [empty_encoder(sizes), Gate(3, 8)]
-    group = OptimizerGroup(
-        "model",
-        modules,
-        peak_lr=1,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=0.3,
-        max_norm=1,
-        warmup_step=0,
-        total_step=2,
-    )
+    group = optimizer(*modules, weight_decay=0.3, total_step=2)
     decay = {id(p): each["weight_decay"] for each in group.optimizer.param_groups for p in each["params"]}
     norms = {id(p) for m in modules for n in m.modules() if isinstance(n, nn.LayerNorm) for p in n.parameters()}
     for module in modules:

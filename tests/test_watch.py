@@ -264,7 +264,7 @@ def test_seeds_share_a_row_under_hparams(root: Path) -> None:
 @torch.no_grad()
 def library_states(folder: Path, step: int, *batches: dict[str, torch.Tensor]) -> Any:
     """Return the library's states (L, B, S, D) of a run's checkpoint after every layer, for each batch."""
-    saved = json.loads((folder / "config.json").read_text())
+    saved = tiny.config(folder)
     bert = BertModel(BertConfig(**saved["encoder"])).eval()
     weights = tiny.load(folder / f"model-{step}.pt")
     bert.load_state_dict({k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")})

@@ -111,12 +111,12 @@ def paths(root: Path) -> dict[str, object]:
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a run."""
+    """Return the config.json of a run or a pre-trained model."""
     return json.loads((folder / "config.json").read_text())
 
 
 def change_config(folder: Path, **changes: object) -> None:
-    """Change a run's config.json as somebody would who vouches for it: without its checksum."""
+    """Change such a config.json as somebody would who vouches for it: without the checksum of a run's."""
     rest = {name: value for name, value in config(folder).items() if name != "config_sha256"}
     (folder / "config.json").write_text(json.dumps(rest | changes))
 

@@ -55,22 +55,26 @@ def require_regular(file: IO[bytes], path: Path) -> IO[bytes]:
     return file
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a regular file; raises UserError naming `path` when it cannot be read."""
+@contextmanager
+def reading(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a regular file, open for reading; raises UserError naming `path` when the system refuses, then or later."""
     with open_file(path) as file:
         try:
-            return file.read()
+            yield file
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({reason(error)})") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a regular file; raises UserError naming `path` when it cannot be read."""
+    with reading(path) as file:
+        return file.read()
 
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hex; raises UserError naming `path` when it cannot be read."""
-    with open_file(path) as file:
-        try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({reason(error)})") from error
+    with reading(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_sha256(folder: Path) -> str:

@@ -23,6 +23,7 @@ SIZES = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
     "attention_probs_dropout_prob max_position_embeddings type_vocab_size layer_norm_eps pad_token_id initializer_range"
 ).split()
+REALS = ("layer_norm_eps", "initializer_range")  # for which BertConfig takes no whole number
 
 
 class BertClassifier(nn.Module):
@@ -73,11 +74,8 @@ def student_sizes(flags: Namespace) -> dict[str, int]:
 
 def empty_encoder(encoder_sizes: dict[str, Any]) -> BertModel:
     """Return a randomly initialised BertModel of the given sizes."""
-    reals = {
-        "initializer_range",
-        "layer_norm_eps",
-    } & encoder_sizes.keys()  # for which the library takes no whole number
-    return BertModel(BertConfig(**encoder_sizes | {name: float(encoder_sizes[name]) for name in reals}))
+    reals = {name: float(encoder_sizes[name]) for name in REALS if name in encoder_sizes}
+    return BertModel(BertConfig(**encoder_sizes | reals))
 
 
 def new_teacher(pretrained: Pretrained, flags: Namespace) -> BertClassifier:

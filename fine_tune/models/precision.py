@@ -1,4 +1,4 @@
-"""How numbers are computed: --precision, --compile, threads. Parameters, optimisers, losses, statistics stay fp32."""
+"""How numbers are computed: --precision, --compile, threads; what stays fp32; whether they are finite."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from fine_tune.core import threads
 from fine_tune.core.errors import UserError
 
 SMALL = 64  # hidden size up to which a second thread costs more than it does
-OLDEST = {"bf16": (8, 0), "tf32": (8, 0), "fp16": (7, 0)}  # compute capability of the first tensor cores for it
+OLDEST = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0)}  # compute capability of the first tensor cores for it
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

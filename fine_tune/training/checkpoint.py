@@ -75,9 +75,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         reasons = str(error).strip().split("\n")[1:]
         raise UserError(f"{path}: does not fit the model of config.json: {reasons[0].strip()}") from error
-    bad = first_non_finite({path.name: module})
+    bad = first_non_finite({str(path): module})
     if bad:
-        raise NotFinite(f"{path}: {bad} holds numbers that are not finite; use an earlier checkpoint")
+        raise NotFinite(f"{bad} holds numbers that are not finite; use an earlier checkpoint")
 
 
 def steps(folder: Path) -> list[int]:
