@@ -523,10 +523,11 @@ def test_the_hub_is_asked_for_what_its_cache_lacks(cached: Path, hub: ThreadingH
     assert any(path.endswith("/model.safetensors") for path in hub.asked)
 
 
-def test_unknown_hub_name_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["no-such/bert", "x" * 300])
+def test_unknown_hub_name_offline(tmp_path: Path, name: str) -> None:
     tiny.make_qqp(tmp_path / "data")
-    with pytest.raises(UserError, match="--ptrain_ver no-such/bert: is neither a local folder nor a model that could"):
-        tiny.run_script("run_fine_tune", **tiny.teacher_flags(tmp_path, ptrain_ver="no-such/bert"))
+    with pytest.raises(UserError, match=f"--ptrain_ver {name}: is neither a local folder nor a model that could"):
+        tiny.run_script("run_fine_tune", **tiny.teacher_flags(tmp_path, ptrain_ver=name))
     assert not (tmp_path / "runs").exists()
 
 

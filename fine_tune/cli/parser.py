@@ -199,4 +199,5 @@ def missing_package(error: ModuleNotFoundError) -> UserError | None:
     if package in ("", "fine_tune"):
         return None
     cure = "activate the environment (. .venv/bin/activate, which bash scripts/setup.sh makes)"
-    return UserError(f"{sys.executable} has no package {package}; {cure}, or pip install -r requirements.txt there")
+    python = sys.executable or "this Python"
+    return UserError(f"{python} has no package {package}; {cure}, or pip install -r requirements.txt there")

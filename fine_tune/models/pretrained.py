@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,7 +143,7 @@ def find_pretrained(ptrain_ver: str, source: str) -> Pretrained:
     Raises UserError, starting with `source`, when there is none or its parts do not fit each other.
     """
     quiet_transformers()
-    folder = Path(ptrain_ver) if Path(ptrain_ver).is_dir() else download(ptrain_ver, source)
+    folder = Path(ptrain_ver) if os.path.isdir(ptrain_ver) else download(ptrain_ver, source)
     absent = missing_files(folder, source)
     if absent:
         raise UserError(f"{source}: {folder} holds no {absent}")
