@@ -1,5 +1,7 @@
 """The encoder over rows against transformers' BertModel on padded arrays, with eager attention."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from fine_tune.data.layout import Layout, full, packed, sampled
 from fine_tune.data.tokens import Batch
-from fine_tune.models.encoder import encode
+from fine_tune.models.encoder import Bert
 from tests.built import LENGTHS, S, make_tokens
 
 LAYERS = 3
@@ -18,21 +20,19 @@ LAYOUTS = {
 }
 
 
-def make_bert(attention: str = "eager", dropout: float = 0.0, attention_dropout: float = 0.0) -> BertModel:
+def make_config(**changes: Any) -> BertConfig:
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": LAYERS, "num_attention_heads": 3}
+    sizes |= {"intermediate_size": 40, "max_position_embeddings": S, "initializer_range": 0.3}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertConfig(**sizes | changes, attn_implementation="eager")
+
+
+def make_berts(**changes: Any) -> tuple[Bert, BertModel]:
+    """Return ours and the library's, of the same start."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=24,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=3,
-        intermediate_size=40,
-        max_position_embeddings=S,
-        initializer_range=0.3,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=attention_dropout,
-        attn_implementation=attention,
-    )
-    return BertModel(config)
+    ours = Bert(make_config(**changes)).eval()
+    torch.manual_seed(0)
+    return ours, BertModel(make_config(**changes)).eval()
 
 
 def make_batch(layout: Layout) -> Batch:
@@ -51,16 +51,37 @@ def theirs(bert: BertModel) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return output.pooler_output, list(output.hidden_states[1:])
 
 
+@pytest.mark.parametrize("changes", [{}, {"pad_token_id": 3, "type_vocab_size": 1, "vocab_size": 7}])
+def test_names_and_random_start_are_the_librarys(changes: dict[str, Any]) -> None:
+    """And as many random numbers are drawn for it."""
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        ours, next_drawn = Bert(make_config(**changes)).state_dict(), torch.rand(3)
+        torch.manual_seed(seed)
+        known, known_drawn = BertModel(make_config(**changes)).state_dict(), torch.rand(3)
+        assert list(ours) == list(known)
+        assert all(torch.equal(ours[name], known[name]) for name in known)
+        assert torch.equal(next_drawn, known_drawn)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu", "silu"])
+def test_activations_are_the_librarys(name: str) -> None:
+    (bert, known), layout = make_berts(hidden_act=name), LAYOUTS["full"]
+    torch.testing.assert_close(bert(make_batch(layout), False)[0], theirs(known)[0], rtol=1e-5, atol=1e-5)
+    other, _ = make_berts(hidden_act="tanh")
+    assert not torch.allclose(other(make_batch(layout), False)[0], theirs(known)[0], atol=1e-2)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("cls_only", [False, True])
 def test_numbers_are_the_librarys(name: str, cls_only: bool) -> None:
-    bert, layout = make_bert().eval(), LAYOUTS[name]
-    pooled, hiddens = encode(bert, make_batch(layout), cls_only)
-    expected, planes = theirs(bert)
+    (bert, known), layout = make_berts(), LAYOUTS[name]
+    pooled, hiddens = bert(make_batch(layout), cls_only)
+    expected, planes = theirs(known)
     torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-5)
     assert len(hiddens) == LAYERS
-    for found, known in zip(hiddens, planes, strict=True):
-        wanted = known[:, 0] if cls_only else known[layout.batch_index, layout.position_ids]
+    for found, plane in zip(hiddens, planes, strict=True):
+        wanted = plane[:, 0] if cls_only else plane[layout.batch_index, layout.position_ids]
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(hiddens[0], hiddens[1], atol=1e-2)  # layers do something
 
@@ -69,21 +90,20 @@ def test_numbers_are_the_librarys(name: str, cls_only: bool) -> None:
 @pytest.mark.parametrize("cls_only", [False, True])
 def test_gradients_are_the_librarys(name: str, cls_only: bool) -> None:
     """Of a loss over the rows that are read, weighted so that no two rows count the same."""
-    bert, layout = make_bert().eval(), LAYOUTS[name]
+    (bert, known), layout = make_berts(), LAYOUTS[name]
     layout = layout.cls if cls_only else layout
     weights = torch.randn(LAYERS, 4, S, 24, generator=torch.Generator().manual_seed(1))
 
-    def gradients(pooled: torch.Tensor, read: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def gradients(model: torch.nn.Module, pooled: torch.Tensor, read: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         pairs = zip(read, weights[:, layout.batch_index, layout.position_ids], strict=True)
         loss = pooled.sum() + sum((weight * state).sum() for state, weight in pairs)
-        bert.zero_grad()
         loss.backward()
-        return {name: parameter.grad.clone() for name, parameter in bert.named_parameters()}
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
 
-    pooled, planes = theirs(bert)
-    expected = gradients(pooled, [plane[layout.batch_index, layout.position_ids] for plane in planes])
-    pooled, hiddens = encode(bert, make_batch(LAYOUTS[name]), cls_only)
-    found = gradients(pooled, hiddens)
+    pooled, planes = theirs(known)
+    expected = gradients(known, pooled, [plane[layout.batch_index, layout.position_ids] for plane in planes])
+    pooled, hiddens = bert(make_batch(LAYOUTS[name]), cls_only)
+    found = gradients(bert, pooled, hiddens)
     for name_, gradient in expected.items():
         torch.testing.assert_close(found[name_], gradient, rtol=1e-4, atol=1e-4 * weights.abs().max().item())
     assert all(gradient.abs().max() > 1e-2 for name_, gradient in expected.items() if "key.bias" not in name_)
@@ -91,13 +111,13 @@ def test_gradients_are_the_librarys(name: str, cls_only: bool) -> None:
 
 def test_padding_is_seen_by_nobody() -> None:
     """Another word in the padding changes the padding rows alone."""
-    bert, layout = make_bert().eval(), LAYOUTS["full"]
+    (bert, _), layout = make_berts(), LAYOUTS["full"]
     batch = make_batch(layout)
-    _, before = encode(bert, batch, cls_only=False)
+    _, before = bert(batch, cls_only=False)
     padding = torch.ones(len(layout), dtype=torch.bool)
     padding[layout.token_rows] = False
     batch.input_ids[padding] = 7
-    _, after = encode(bert, batch, cls_only=False)
+    _, after = bert(batch, cls_only=False)
     for one, other in zip(before, after, strict=True):
         assert torch.equal(one[~padding], other[~padding])
         assert not torch.allclose(one[padding], other[padding])
@@ -105,20 +125,21 @@ def test_padding_is_seen_by_nobody() -> None:
 
 @pytest.mark.parametrize(("hidden", "attention"), [(0.5, 0.0), (0.0, 0.5)])
 def test_dropout_is_on_in_training_only(hidden: float, attention: float) -> None:
-    bert, batch = make_bert("eager", hidden, attention), make_batch(LAYOUTS["packed"])
+    bert, _ = make_berts(hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention)
+    batch = make_batch(LAYOUTS["packed"])
     bert.train()
-    assert not torch.allclose(encode(bert, batch, False)[0], encode(bert, batch, False)[0])
+    assert not torch.allclose(bert(batch, False)[0], bert(batch, False)[0])
     bert.eval()
-    assert torch.equal(encode(bert, batch, False)[0], encode(bert, batch, False)[0])
+    assert torch.equal(bert(batch, False)[0], bert(batch, False)[0])
 
 
 def test_dropout_has_the_librarys_distribution() -> None:
     """Mean and spread of the first layer's output over many draws, for the same dropout in both."""
-    bert = make_bert("eager", 0.2, 0.3).train()
+    bert, known = (model.train() for model in make_berts(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3))
     layout, draws = LAYOUTS["full"], 600
     with torch.no_grad():
-        ours = torch.stack([encode(bert, make_batch(layout), False)[1][0] for _ in range(draws)])
-        known = torch.stack([theirs(bert)[1][0].view(-1, 24) for _ in range(draws)])
-    error = 5 * ((ours.var(0) + known.var(0)) / draws).sqrt()
-    assert ((ours.mean(0) - known.mean(0)).abs() < error).float().mean() > 0.999
-    torch.testing.assert_close(ours.std(0).mean(), known.std(0).mean(), rtol=0.02, atol=0)
+        ours = torch.stack([bert(make_batch(layout), False)[1][0] for _ in range(draws)])
+        wanted = torch.stack([theirs(known)[1][0].view(-1, 24) for _ in range(draws)])
+    error = 5 * ((ours.var(0) + wanted.var(0)) / draws).sqrt()
+    assert ((ours.mean(0) - wanted.mean(0)).abs() < error).float().mean() > 0.999
+    torch.testing.assert_close(ours.std(0).mean(), wanted.std(0).mean(), rtol=0.02, atol=0)

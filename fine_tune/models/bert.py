@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig
 
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import folder_sha256
 from fine_tune.data.tokens import Batch
-from fine_tune.models.encoder import encode
-from fine_tune.models.linear import convert
+from fine_tune.models.encoder import Bert
+from fine_tune.models.linear import Linear
 from fine_tune.models.precision import no_autocast
 from fine_tune.models.pretrained import Pretrained, find_pretrained, load_tokenizer
 
@@ -27,20 +27,19 @@ REALS = ("layer_norm_eps", "initializer_range")  # for which BertConfig takes no
 
 
 class BertClassifier(nn.Module):
-    """BertModel, dropout on its pooler output, Linear(D, C); head weight N(0, .02), bias 0."""
+    """A BERT, dropout on its pooler output, Linear(D, C); head weight N(0, .02), bias 0."""
 
-    def __init__(self, encoder: BertModel, num_class: int, dropout: float) -> None:
+    def __init__(self, encoder: Bert, num_class: int, dropout: float) -> None:
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
-        self.linear_layer = nn.Linear(encoder.config.hidden_size, num_class)
-        convert(self)
+        self.linear_layer = Linear(encoder.config.hidden_size, num_class)
         nn.init.normal_(self.linear_layer.weight, std=0.02)
         nn.init.zeros_(self.linear_layer.bias)
 
     def forward(self, batch: Batch, cls_only: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return logits (B, C), and L times the state after a layer: of the batch's rows (R, D), or of [CLS] (B, D)."""
-        pooled, hiddens = encode(self.encoder, batch, cls_only)
+        pooled, hiddens = self.encoder(batch, cls_only)
         with no_autocast(pooled.device):
             return self.linear_layer(self.dropout(pooled.float())), hiddens
 
@@ -72,10 +71,10 @@ def student_sizes(flags: Namespace) -> dict[str, int]:
     }
 
 
-def empty_encoder(encoder_sizes: dict[str, Any]) -> BertModel:
-    """Return a randomly initialised BertModel of the given sizes."""
+def empty_encoder(encoder_sizes: dict[str, Any]) -> Bert:
+    """Return a randomly initialised BERT of the given sizes."""
     reals = {name: float(encoder_sizes[name]) for name in REALS if name in encoder_sizes}
-    return BertModel(BertConfig(**encoder_sizes | reals))
+    return Bert(BertConfig(**encoder_sizes | reals))
 
 
 def new_teacher(pretrained: Pretrained, flags: Namespace) -> BertClassifier:
@@ -97,7 +96,7 @@ def new_student(teacher_sizes: dict[str, Any], pretrained: Pretrained | None, fl
 
 
 @torch.no_grad()
-def start_student(student: BertModel, source: BertModel, flags: Namespace) -> None:
+def start_student(student: Bert, source: Bert, flags: Namespace) -> None:
     """Copy embeddings, layers and pooler from the pre-trained `source`.
 
     Layers skip, 2 * skip, ... N * skip (`even`) or 1 .. N (`first`); of the position embeddings the first S.

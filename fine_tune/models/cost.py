@@ -41,15 +41,14 @@ class Cost:
 def cost(sizes: dict[str, Any], num_class: int, seq_len: int) -> Cost:
     """Count what a classifier of an encoder's `sizes` costs, without making its weights."""
     with torch.device("meta"):
-        encoder = empty_encoder(sizes | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}).eval()
-        head = torch.nn.Linear(encoder.config.hidden_size, num_class)
-        states_BSD = torch.zeros(1, seq_len, encoder.config.hidden_size)
+        model = BertClassifier(empty_encoder(sizes), num_class, 0.0).eval()
+        batch = full_batch(1, seq_len).to(torch.device("meta"))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            head(encoder(inputs_embeds=states_BSD).pooler_output)
+            model.linear_layer(model.encoder(batch, cls_only=False)[0])
     by_operation = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
     attention = sum(count for name, count in by_operation.items() if "bmm" in name or "attention" in name)
-    params = sum(parameter.numel() for part in (encoder, head) for parameter in part.parameters())
-    embeddings = sum(parameter.numel() for parameter in encoder.embeddings.parameters())
+    params = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = sum(parameter.numel() for parameter in model.encoder.embeddings.parameters())
     total = counter.get_total_flops()
     return Cost(params, params - embeddings, (total - attention) / 1e9, attention / 1e9)
 

@@ -1,64 +1,167 @@
-"""BERT's forward pass over rows: what is no row of the batch is not computed.
+"""BERT over rows (Devlin et al., NAACL 2019, section 3): what is no row of the batch is not computed.
 
-It runs on the weights of the library's BertModel and gives its numbers (Devlin et al., NAACL 2019, section 3). Padding
-is never a key: keys and values are computed for tokens only, and queries for the rows that are asked for.
+Its weights have the names, the shapes and the random start of the library's BertModel, and it gives that model's
+numbers. Padding is never a key: keys and values are computed for tokens only, and queries for the rows asked for.
 
 Shapes: B examples, R rows asked for, N tokens, Q and K the most of these in one example, H heads, E = D / H.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertModel
+from transformers import BertConfig
 
 from fine_tune.data.layout import Layout
 from fine_tune.data.tokens import Batch
+from fine_tune.models.linear import Linear
 
 
-def encode(bert: BertModel, batch: Batch, cls_only: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return the pooler's output (B, D) and the states after each layer, L times (R, D) in the rows of the batch.
+class Bert(nn.Module):
+    """The encoder of a BERT; raises ValueError for sizes that do not fit each other."""
 
-    With `cls_only` the states are those of position 0 alone, (B, D), and the last layer computes nothing else.
-    """
-    layout = batch.layout
-    states_RD = embed(bert.embeddings, batch)
-    hiddens = []
-    *lower, last = bert.encoder.layer
-    for layer in lower:
-        states_RD = transform(layer, states_RD, layout, states_RD, layout)
-        hiddens.append(layout.select_cls(states_RD) if cls_only else states_RD)
-    if cls_only:
-        cls_BD = top_RD = transform(last, layout.select_cls(states_RD), layout.cls, states_RD, layout)
-    else:
-        top_RD = transform(last, states_RD, layout, states_RD, layout)
-        cls_BD = layout.select_cls(top_RD)
-    return bert.pooler.activation(bert.pooler.dense(cls_BD)), [*hiddens, top_RD]
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.Module()
+        self.encoder.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.pooler = Pooler(config)
+        for part in self.modules():
+            if isinstance(part, nn.Linear | nn.Embedding):
+                nn.init.normal_(part.weight, std=config.initializer_range)
+            if isinstance(part, nn.Linear):
+                nn.init.zeros_(part.bias)
+        nn.init.zeros_(self.embeddings.word_embeddings.weight[config.pad_token_id])
 
+    def forward(self, batch: Batch, cls_only: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the pooler's output (B, D) and the states after each layer, L times (R, D) in the rows of the batch.
 
-def embed(embeddings: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the embedding of every row, (R, D)."""
-    words_RD = embeddings.word_embeddings(batch.input_ids)
-    segments_RD = embeddings.token_type_embeddings(batch.token_type_ids)
-    positions_RD = embeddings.position_embeddings(batch.layout.position_ids)
-    return embeddings.dropout(embeddings.LayerNorm(words_RD + segments_RD + positions_RD))
-
-
-def transform(
-    layer: nn.Module, states_RD: torch.Tensor, asked: Layout, context_RD: torch.Tensor, layout: Layout
-) -> torch.Tensor:
-    """Return a layer's output (R, D) for the rows `states_RD` of `asked`, which attend to the tokens of `layout`."""
-    attention = layer.attention.self
-    tokens_ND = layout.select_tokens(context_RD)
-    query_BHQE = heads(asked.pad_input(attention.query(states_RD)), attention)
-    key_BHKE = heads(layout.pad_tokens(attention.key(tokens_ND)), attention)
-    value_BHKE = heads(layout.pad_tokens(attention.value(tokens_ND)), attention)
-    dropout = attention.dropout.p if layer.training else 0.0
-    mixed_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHKE, value_BHKE, layout.attention_mask, dropout)
-    mixed_RD = asked.unpad_input(mixed_BHQE.transpose(1, 2).flatten(2))
-    attended_RD = layer.attention.output(mixed_RD, states_RD)  # linear, dropout, LayerNorm of the sum
-    return layer.output(layer.intermediate(attended_RD), attended_RD)
+        With `cls_only` the states are those of position 0 alone, (B, D), and the last layer computes nothing else.
+        """
+        layout = batch.layout
+        states_RD = self.embeddings(batch)
+        hiddens = []
+        *lower, last = self.encoder.layer
+        for layer in lower:
+            states_RD = layer(states_RD, layout, states_RD, layout)
+            hiddens.append(layout.select_cls(states_RD) if cls_only else states_RD)
+        if cls_only:
+            cls_BD = top_RD = last(layout.select_cls(states_RD), layout.cls, states_RD, layout)
+        else:
+            top_RD = last(states_RD, layout, states_RD, layout)
+            cls_BD = layout.select_cls(top_RD)
+        return self.pooler(cls_BD), [*hiddens, top_RD]
 
 
-def heads(grid_BXD: torch.Tensor, attention: nn.Module) -> torch.Tensor:
-    """Return (B, X, D) as (B, H, X, E)."""
-    return grid_BXD.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)
+class Embeddings(nn.Module):
+    """The sum of the embeddings of word piece, position and segment, normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the embedding of every row, (R, D)."""
+        words_RD = self.word_embeddings(batch.input_ids)
+        segments_RD = self.token_type_embeddings(batch.token_type_ids)
+        positions_RD = self.position_embeddings(batch.layout.position_ids)
+        return self.dropout(self.LayerNorm(words_RD + segments_RD + positions_RD))
+
+
+class Layer(nn.Module):
+    """Attention and the transformation of each row, each added to its input and normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = nn.Module()
+        self.attention.self = SelfAttention(config)
+        self.attention.output = Output(config.hidden_size, config)
+        self.intermediate = Intermediate(config)
+        self.output = Output(config.intermediate_size, config)
+
+    def forward(self, states_RD: torch.Tensor, asked: Layout, context_RD: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the output (R, D) for the rows `states_RD` of `asked`, which attend to the tokens of `layout`."""
+        mixed_RD = self.attention.self(states_RD, asked, context_RD, layout)
+        attended_RD = self.attention.output(mixed_RD, states_RD)
+        return self.output(self.intermediate(attended_RD), attended_RD)
+
+
+class SelfAttention(nn.Module):
+    """Attention of many heads; what its weights multiply goes through dropout."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            sizes = f"{config.hidden_size} is no multiple of num_attention_heads {config.num_attention_heads}"
+            raise ValueError(f"hidden_size {sizes}")
+        self.num_attention_heads = config.num_attention_heads
+        self.query, self.key, self.value = (Linear(config.hidden_size, config.hidden_size) for _ in range(3))
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, states_RD: torch.Tensor, asked: Layout, context_RD: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the mixed values (R, D) for the rows `states_RD` of `asked`."""
+        tokens_ND = layout.select_tokens(context_RD)
+        query_BHQE = self.heads(asked.pad_input(self.query(states_RD)))
+        key_BHKE = self.heads(layout.pad_tokens(self.key(tokens_ND)))
+        value_BHKE = self.heads(layout.pad_tokens(self.value(tokens_ND)))
+        dropout = self.dropout if self.training else 0.0
+        mixed_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHKE, value_BHKE, layout.attention_mask, dropout)
+        return asked.unpad_input(mixed_BHQE.transpose(1, 2).flatten(2))
+
+    def heads(self, grid_BXD: torch.Tensor) -> torch.Tensor:
+        """Return (B, X, D) as (B, H, X, E)."""
+        return grid_BXD.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
+
+
+class Intermediate(nn.Module):
+    """The wide linear layer of the transformation and its activation."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
+        self.activation = activation(config.hidden_act)
+
+    def forward(self, states_RD: torch.Tensor) -> torch.Tensor:
+        """Take (R, D); return (R, intermediate_size)."""
+        return self.activation(self.dense(states_RD))
+
+
+class Output(nn.Module):
+    """A linear layer back to D and dropout, added to the input and normalised."""
+
+    def __init__(self, width: int, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, wide_RX: torch.Tensor, input_RD: torch.Tensor) -> torch.Tensor:
+        """Take (R, width) and (R, D); return (R, D)."""
+        return self.LayerNorm(self.dropout(self.dense(wide_RX)) + input_RD)
+
+
+class Pooler(nn.Module):
+    """tanh of a linear layer of the state of [CLS]."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, cls_BD: torch.Tensor) -> torch.Tensor:
+        """Take and return (B, D)."""
+        return self.dense(cls_BD).tanh()
+
+
+def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the activation that the library knows by a name; raises KeyError if there is none."""
+    if name == "gelu":
+        return nn.GELU()
+    from transformers.activations import ACT2FN  # seconds, which only a BERT of another activation pays
+
+    return ACT2FN[name]

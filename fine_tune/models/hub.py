@@ -17,7 +17,7 @@ from fine_tune.core.errors import UserError
 from fine_tune.data.tasks import TaskSpec
 from fine_tune.data.tsv import Example
 from fine_tune.models.bert import BertClassifier, sizes
-from fine_tune.models.pretrained import Pretrained, quiet_transformers
+from fine_tune.models.pretrained import Pretrained, from_library, quiet_transformers
 
 PREFIXES = {"encoder.": "bert.", "linear_layer.": "classifier."}  # ours and the library's
 
@@ -83,7 +83,7 @@ def load_library(found: Pretrained, spec: TaskSpec) -> BertClassifier:
     if model.config.num_labels != spec.num_class:
         outputs = f"has {model.config.num_labels} outputs, but the task has {spec.num_class}"
         raise UserError(f"{found.source}: {found.folder} {outputs}")
-    result = BertClassifier(model.bert, spec.num_class, 0.0)
+    result = BertClassifier(from_library(model.bert), spec.num_class, 0.0)
     result.linear_layer.load_state_dict(model.classifier.state_dict())
     return result.eval()
 

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
-from transformers import BertModel
 
 from fine_tune.core import threads
 from fine_tune.core.errors import UserError
+from fine_tune.models.encoder import Bert
 
 SMALL = 64  # hidden size up to which a second thread costs more than it does
 OLDEST = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0)}  # compute capability of the first tensor cores for it
@@ -67,7 +67,7 @@ def no_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def compile_rows(bert: BertModel) -> None:
+def compile_rows(bert: Bert) -> None:
     """Compile, in place, what a layer does to each row on its own; attention has a fused kernel already.
 
     In place leaves the names of the parameters as they are. The number of rows stays open: one compilation serves all.

@@ -7,19 +7,22 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import torch
 import transformers
-from transformers import BertConfig, BertModel, PreTrainedModel
-from transformers.activations import ACT2FN
+from transformers import BertConfig
 
 from fine_tune.cli.runs import ENCODER
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import sha256
 from fine_tune.core.shapes import misfit
+from fine_tune.models.encoder import Bert
 from fine_tune.models.precision import first_non_finite
+
+if TYPE_CHECKING:  # seconds to import
+    from transformers import PreTrainedModel
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 WEIGHT_FILES = {  # what holds the weights, whole or an index of parts; what those are called on the hub
@@ -28,9 +31,9 @@ WEIGHT_FILES = {  # what holds the weights, whole or an index of parts; what tho
     "pytorch_model.bin": "pytorch_model.bin",
     "pytorch_model.bin.index.json": "pytorch_model-*-of-*.bin",
 }
-# Settings of config.json that change what a BERT computes, and the values of them that models/encoder.py computes:
+# Settings of config.json that change what a BERT computes, and the values of them that models/encoder.py computes;
+# of hidden_act those that the library knows.
 COMPUTED: dict[str, Collection[Any]] = {
-    "hidden_act": ACT2FN,
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
     "is_encoder_decoder": (False,),
@@ -81,7 +84,7 @@ class Pretrained:
             if own != sizes[name]:
                 raise UserError(f"{self.source}: has {name} {own}, but the teacher started from one of {sizes[name]}")
 
-    def load(self, kind: type[PreTrainedModel]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    def load(self, kind: "type[PreTrainedModel]") -> "tuple[PreTrainedModel, dict[str, Any]]":
         """Load the weights in fp32 into a model of the library's class `kind`; return it, and what was found amiss.
 
         Raises UserError when they cannot be read, or one has another shape than config.json says, or no finite number.
@@ -107,12 +110,14 @@ class Pretrained:
             raise UserError(f"{self.source}: {bad} holds numbers that are not finite")
         return model, info
 
-    def encoder(self) -> BertModel:
+    def encoder(self) -> Bert:
         """Load the encoder; raises UserError when one of its weights is missing or would not be used.
 
         A pooler that is missing, as in a masked language model, starts at random.
         """
-        encoder, info = self.load(BertModel)
+        from transformers import BertModel  # seconds, which whoever reads a saved run does not need
+
+        model, info = self.load(BertModel)
         poolers = POOLER if POOLER <= set(info["missing_keys"]) else set()
         bad = sorted(set(info["missing_keys"]) - poolers)
         if bad:
@@ -128,7 +133,15 @@ class Pretrained:
                 f"note: {self.source} is a fine-tuned classifier, whose head is left out for a new one; "
                 f"to take it as it is: python -m fine_tune.import_teacher --from {self.folder}"
             )
-        return encoder
+        return from_library(model)
+
+
+def from_library(model: "PreTrainedModel") -> Bert:
+    """Return the weights of the library's BertModel as our encoder, which takes them without a copy."""
+    with torch.device("meta"):
+        encoder = Bert(model.config)
+    encoder.load_state_dict(model.state_dict(), assign=True)
+    return encoder
 
 
 def quiet_transformers() -> None:
@@ -154,9 +167,12 @@ def find_pretrained(ptrain_ver: str, source: str) -> Pretrained:
         raise UserError(f"{source}: {folder / 'config.json'} cannot be read ({error})") from error
     if (values.get("model_type") or "bert") != "bert":
         raise UserError(f"{source}: {folder} holds a {values['model_type']} model; only BERT models can be teachers")
-    for name in sorted(values.keys() & COMPUTED):
-        if values[name] not in COMPUTED[name]:
-            known = ", ".join(map(str, COMPUTED[name]))
+    from transformers.activations import ACT2FN  # seconds, which whoever reads a saved run does not need
+
+    computed = COMPUTED | {"hidden_act": ACT2FN}
+    for name in sorted(values.keys() & computed):
+        if values[name] not in computed[name]:
+            known = ", ".join(map(str, computed[name]))
             raise UserError(
                 f"{source}: {folder / 'config.json'} has {name} {values[name]}; only {known} is computed here"
             )
