@@ -6,7 +6,7 @@ Shapes: n examples of the split, C classes.
 import time
 from argparse import Namespace
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from fine_tune.models.bert import BertClassifier
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import EventFile, print0
 from fine_tune.training.saved_run import load_run
-from fine_tune.training.scoring import METRICS, leaderboard_values, predict, prediction_file, scores
+from fine_tune.training.scoring import leaderboard_values, measure, predict, prediction_file, scores
 from fine_tune.training.similarity import draw_similarity
 
 
@@ -49,7 +49,7 @@ def evaluate(flags: Namespace) -> None:
         raise UserError(f"--ckpt {flags.ckpt}: {folder} holds no model-<step>.pt from that step on")
     started = last_written(folder / "config.json")
     model, tokens = load_run(flags)
-    facts = split_facts(flags, tokens.labels) | {"finished": finished}
+    facts = cache(partial(split_facts, flags, tokens.labels, finished))  # once, but not before the first batch
     log = log_folder(folder)
     found, before = [], []
     # In a folder of its own: a reader of tensorboard follows one file of a folder at a time, here training's.
@@ -64,7 +64,7 @@ def evaluate(flags: Namespace) -> None:
                 clock = time.perf_counter()
                 logits = predict(model, tokens, flags.batch_size, path)
                 how = circumstances(model, digest, time.perf_counter() - clock)
-                keep = partial(record, flags, started, events, step, logits, tokens.labels, how, facts)
+                keep = partial(record, flags, started, events, step, logits, tokens.labels, how, facts())
                 found.append(distributed.on_main_process(keep))
         if flags.layers and (found or before):
             every = sorted(row["step"] for row in (*found, *before))
@@ -72,19 +72,19 @@ def evaluate(flags: Namespace) -> None:
     if not found and not before:
         raise UserError(f"--experiment {flags.experiment}: all checkpoints in {folder} have gone meanwhile")
     if not found:
-        distributed.on_main_process(partial(keep_rows, flags, started, [], facts))
+        distributed.on_main_process(partial(keep_rows, flags, started, [], facts()))
     if distributed.is_main_process():
-        print_result(flags, found, before, facts)
+        print_result(flags, found, before, facts())
     print0(f"written: {evaluation_path(folder, flags.dataset)}; tensorboard --logdir {log.parent}")
 
 
-def split_facts(flags: Namespace, labels: np.ndarray) -> dict[str, Any]:
-    """Return what the evaluation file says once of the split: rows, checksum, and the majority class' scores."""
+def split_facts(flags: Namespace, labels: np.ndarray, finished: bool) -> dict[str, Any]:
+    """Return what the evaluation file says once: rows, checksum and majority class of the split, and if the run is done."""
     spec = task_spec(flags)
     # For regression the mean, a constant too: no correlation is defined, and nan says so.
     constant = np.bincount(labels).argmax() if spec.labels else labels.mean()
-    majority = {name: float(METRICS[name](labels, np.full(len(labels), constant))) for name in spec.metrics}
-    return {"rows": len(labels), "data_sha256": flags.data_sha256, "majority": majority}
+    majority = measure(spec.metrics, labels, np.full(len(labels), constant))
+    return {"rows": len(labels), "data_sha256": flags.data_sha256, "majority": majority, "finished": finished}
 
 
 def known_row(flags: Namespace, path: Path, step: int, labels: np.ndarray) -> tuple[str, Row | None]:

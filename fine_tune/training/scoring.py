@@ -5,15 +5,13 @@ Shapes: n examples of the split, C classes.
 
 import math
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
-from sklearn import metrics
 
 from fine_tune.core import interrupt
 from fine_tune.core.errors import NotFinite
@@ -34,14 +32,20 @@ def correlation(of: Any, labels: np.ndarray, predictions: np.ndarray) -> float:
     return float(of(labels, predictions).statistic)
 
 
-METRICS = {
-    "accuracy": metrics.accuracy_score,
-    "f1_score": partial(metrics.f1_score, zero_division=0),
-    "macro_f1": partial(metrics.f1_score, average="macro", zero_division=0),
-    "matthews": metrics.matthews_corrcoef,
-    "pearson": partial(correlation, stats.pearsonr),
-    "spearman": partial(correlation, stats.spearmanr),
-}
+def measure(names: Iterable[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Return metrics by name, of labels (n,) and predictions (n,)."""
+    from scipy import stats  # here: these take seconds to import, and a run that is not scored needs neither
+    from sklearn import metrics
+
+    functions = {
+        "accuracy": metrics.accuracy_score,
+        "f1_score": partial(metrics.f1_score, zero_division=0),
+        "macro_f1": partial(metrics.f1_score, average="macro", zero_division=0),
+        "matthews": metrics.matthews_corrcoef,
+        "pearson": partial(correlation, stats.pearsonr),
+        "spearman": partial(correlation, stats.spearmanr),
+    }
+    return {name: float(functions[name](labels, predictions)) for name in names}
 
 
 def predict(model: BertClassifier, tokens: Tokens, batch_size: int, path: Path) -> np.ndarray:
@@ -86,7 +90,7 @@ def scores(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     """Return the task's metrics and eval_loss = mean CE (MSE for regression) of logits (n, C) against labels (n,)."""
     predictions = logits.argmax(1) if spec.labels else logits[:, 0]
     loss = hard_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    return {name: float(METRICS[name](labels, predictions)) for name in spec.metrics} | {"eval_loss": loss}
+    return measure(spec.metrics, labels, predictions) | {"eval_loss": loss}
 
 
 def score_if_due(config: Namespace, task: Task, tokens: Tokens, log: Log, step: int) -> None:
