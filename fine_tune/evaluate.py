@@ -79,7 +79,7 @@ def evaluate(flags: Namespace) -> None:
 
 
 def split_facts(flags: Namespace, labels: np.ndarray, finished: bool) -> dict[str, Any]:
-    """Return what the evaluation file says once: rows, checksum and majority class of the split, and if the run is done."""
+    """Return what the evaluation file says once: of the split its rows, checksum and majority class, and `finished`."""
     spec = task_spec(flags)
     # For regression the mean, a constant too: no correlation is defined, and nan says so.
     constant = np.bincount(labels).argmax() if spec.labels else labels.mean()
