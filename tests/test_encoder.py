@@ -1,5 +1,6 @@
 """The encoder over rows against transformers' BertModel on padded arrays, with eager attention."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from transformers import BertConfig, BertModel
 
 from fine_tune.data.layout import Layout, full, packed, sampled
 from fine_tune.data.tokens import Batch
+from fine_tune.models import attention
 from fine_tune.models.encoder import Bert
 from tests.built import LENGTHS, S, make_tokens
 
@@ -49,6 +51,12 @@ def theirs(bert: BertModel) -> tuple[torch.Tensor, list[torch.Tensor]]:
         output_hidden_states=True,
     )
     return output.pooler_output, list(output.hidden_states[1:])
+
+
+@pytest.fixture(autouse=True, params=[0, math.inf], ids=["by example", "in one grid"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is said here holds for both ways in which attention is computed on a CPU."""
+    monkeypatch.setattr(attention, "CALLS", request.param)
 
 
 @pytest.mark.parametrize("changes", [{}, {"pad_token_id": 3, "type_vocab_size": 1, "vocab_size": 7}])

@@ -50,6 +50,16 @@ class Layout:
         return len(self.cls_rows)
 
     @cached_property
+    def row_counts(self) -> list[int]:
+        """How many rows each example has, (B,)."""
+        return torch.bincount(self.batch_index, minlength=self.batch).tolist()
+
+    @cached_property
+    def token_counts(self) -> list[int]:
+        """How many of them hold a token, (B,)."""
+        return torch.bincount(self.batch_index[self.token_rows], minlength=self.batch).tolist()
+
+    @cached_property
     def cls(self) -> "Layout":
         """Position 0 of every example alone, (B,) rows of equal weight."""
         every = torch.arange(self.batch, device=self.cls_rows.device)

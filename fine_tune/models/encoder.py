@@ -3,18 +3,18 @@
 Its weights have the names, the shapes and the random start of the library's BertModel, and it gives that model's
 numbers. Padding is never a key: keys and values are computed for tokens only, and queries for the rows asked for.
 
-Shapes: B examples, R rows asked for, N tokens, Q and K the most of these in one example, H heads, E = D / H.
+Shapes: B examples, R rows asked for, N tokens, D hidden size.
 """
 
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig
 
 from fine_tune.data.layout import Layout
 from fine_tune.data.tokens import Batch
+from fine_tune.models.attention import attend
 from fine_tune.models.linear import Linear
 
 
@@ -107,16 +107,9 @@ class SelfAttention(nn.Module):
     def forward(self, states_RD: torch.Tensor, asked: Layout, context_RD: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return the mixed values (R, D) for the rows `states_RD` of `asked`."""
         tokens_ND = layout.select_tokens(context_RD)
-        query_BHQE = self.heads(asked.pad_input(self.query(states_RD)))
-        key_BHKE = self.heads(layout.pad_tokens(self.key(tokens_ND)))
-        value_BHKE = self.heads(layout.pad_tokens(self.value(tokens_ND)))
         dropout = self.dropout if self.training else 0.0
-        mixed_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHKE, value_BHKE, layout.attention_mask, dropout)
-        return asked.unpad_input(mixed_BHQE.transpose(1, 2).flatten(2))
-
-    def heads(self, grid_BXD: torch.Tensor) -> torch.Tensor:
-        """Return (B, X, D) as (B, H, X, E)."""
-        return grid_BXD.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
+        query_RD, key_ND, value_ND = self.query(states_RD), self.key(tokens_ND), self.value(tokens_ND)
+        return attend(query_RD, key_ND, value_ND, asked, layout, self.num_attention_heads, dropout)
 
 
 class Intermediate(nn.Module):

@@ -1,0 +1,73 @@
+"""Attention over the rows of a batch (Vaswani et al., NeurIPS 2017, section 3.2).
+
+Shapes: B examples, R rows asked for, N tokens, Q and K the most of these in one example, q and k those of one example,
+X some rows, H heads, E = D / H.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from fine_tune.data.layout import Layout
+
+CALLS = 1e6  # operations that a CPU does in the time that the calls for one more example take
+
+
+def attend(
+    query_RD: torch.Tensor,
+    key_ND: torch.Tensor,
+    value_ND: torch.Tensor,
+    asked: Layout,
+    layout: Layout,
+    heads: int,
+    dropout: float,
+) -> torch.Tensor:
+    """Return the mixed values (R, D) for the rows of `asked`, which attend to the tokens of `layout`.
+
+    A CPU goes from example to example where padding all to one length would cost more; the numbers are the same, those
+    that dropout draws included.
+    """
+    if query_RD.device.type == "cpu" and padding_cost(asked, layout, query_RD.shape[1]) > CALLS * asked.batch:
+        parts = by_example(query_RD, key_ND, value_ND, asked, layout, heads, dropout)
+        return torch.cat([mixed_HqE.transpose(0, 1).flatten(1) for mixed_HqE in parts])
+    query_BHQE = split_heads(asked.pad_input(query_RD), heads)
+    key_BHKE, value_BHKE = (split_heads(layout.pad_tokens(rows_ND), heads) for rows_ND in (key_ND, value_ND))
+    mixed_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHKE, value_BHKE, layout.attention_mask, dropout)
+    return asked.unpad_input(mixed_BHQE.transpose(1, 2).flatten(2))
+
+
+def padding_cost(asked: Layout, layout: Layout, width: int) -> int:
+    """Return the operations, two a multiply-add, of attention's two products that a batch in one grid does in vain."""
+    needed = sum(rows * tokens for rows, tokens in zip(asked.row_counts, layout.token_counts, strict=True))
+    return 4 * width * (asked.batch * asked.max_rows * layout.max_seqlen - needed)
+
+
+def by_example(
+    query_RD: torch.Tensor,
+    key_ND: torch.Tensor,
+    value_ND: torch.Tensor,
+    asked: Layout,
+    layout: Layout,
+    heads: int,
+    dropout: float,
+) -> Iterator[torch.Tensor]:
+    """Yield the mixed values (H, q, E) of each example."""
+    rows, tokens = asked.row_counts, layout.token_counts
+    if dropout:  # one draw for all as the library does it, so that what is drawn does not depend on the way
+        shape = (asked.batch, heads, asked.max_rows, layout.max_seqlen)
+        kept_BHQK = torch.empty(shape).bernoulli_(1 - dropout).div_(1 - dropout)
+    parts = zip(query_RD.split(rows), key_ND.split(tokens), value_ND.split(tokens), strict=True)
+    for example, part in enumerate(parts):
+        query_HqE, key_HkE, value_HkE = (split_heads(part_XD, heads) for part_XD in part)
+        if dropout:
+            scale = query_HqE.shape[2] ** -0.25
+            weights_Hqk = ((query_HqE * scale) @ (key_HkE * scale).transpose(1, 2)).softmax(2)
+            yield (weights_Hqk * kept_BHQK[example, :, : rows[example], : tokens[example]]) @ value_HkE
+        else:
+            yield F.scaled_dot_product_attention(query_HqE[None], key_HkE[None], value_HkE[None])[0]
+
+
+def split_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return (..., X, D) as (..., H, X, E)."""
+    return rows.unflatten(-1, (heads, -1)).transpose(-3, -2)
