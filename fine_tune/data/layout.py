@@ -22,7 +22,7 @@ class Layout:
 
     batch_index, position_ids (R,): the example and position of a row. weight (R,): how much it counts in a mean; all
     sum to 1. token_rows (N,): the rows that hold a token. cls_rows (B,): each example's row of position 0, its [CLS].
-    max_rows, max_seqlen: most rows, and most tokens, of one example.
+    row_counts, token_counts (B,): how many rows, and how many tokens, each example has.
     """
 
     batch_index: torch.Tensor
@@ -31,8 +31,8 @@ class Layout:
     token_rows: torch.Tensor
     cls_rows: torch.Tensor
     seq_len: int
-    max_rows: int
-    max_seqlen: int
+    row_counts: list[int]
+    token_counts: list[int]
 
     def to(self, device: torch.device) -> "Layout":
         """Return the layout on `device`: itself, with all that it has worked out, if it is there."""
@@ -50,21 +50,22 @@ class Layout:
         return len(self.cls_rows)
 
     @cached_property
-    def row_counts(self) -> list[int]:
-        """How many rows each example has, (B,)."""
-        return torch.bincount(self.batch_index, minlength=self.batch).tolist()
+    def max_rows(self) -> int:
+        """Most rows of one example."""
+        return max(self.row_counts)
 
     @cached_property
-    def token_counts(self) -> list[int]:
-        """How many of them hold a token, (B,)."""
-        return torch.bincount(self.batch_index[self.token_rows], minlength=self.batch).tolist()
+    def max_seqlen(self) -> int:
+        """Most tokens of one example."""
+        return max(self.token_counts)
 
     @cached_property
     def cls(self) -> "Layout":
         """Position 0 of every example alone, (B,) rows of equal weight."""
         every = torch.arange(self.batch, device=self.cls_rows.device)
         weight = self.weight.new_full((self.batch,), 1 / self.batch)
-        return Layout(every, torch.zeros_like(every), weight, every, every, 1, 1, 1)
+        ones = [1] * self.batch
+        return Layout(every, torch.zeros_like(every), weight, every, every, 1, ones, ones)
 
     # --- between rows and one line per example, where attention works ---
 
@@ -184,4 +185,4 @@ def arrange(present: np.ndarray, lengths: np.ndarray, stands_for: np.ndarray) ->
     counts = present.sum(1)
     cls_rows = np.cumsum(counts) - counts
     arrays = (batch_index, position_ids, weight, np.flatnonzero(is_token), cls_rows)
-    return Layout(*map(torch.from_numpy, arrays), present.shape[1], int(counts.max()), int(lengths.max()))
+    return Layout(*map(torch.from_numpy, arrays), present.shape[1], counts.tolist(), lengths.tolist())
