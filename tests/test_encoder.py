@@ -53,9 +53,9 @@ def theirs(bert: BertModel) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return output.pooler_output, list(output.hidden_states[1:])
 
 
-@pytest.fixture(autouse=True, params=[0, math.inf], ids=["by example", "in one grid"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is said here holds for both ways in which attention is computed on a CPU."""
+@pytest.fixture(params=[0, math.inf], ids=["by example", "in one grid"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test says holds for both ways in which attention is computed on a CPU."""
     monkeypatch.setattr(attention, "CALLS", request.param)
 
 
@@ -80,6 +80,7 @@ def test_activations_are_the_librarys(name: str) -> None:
     assert not torch.allclose(other(make_batch(layout), False)[0], theirs(known)[0], atol=1e-2)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("cls_only", [False, True])
 def test_numbers_are_the_librarys(name: str, cls_only: bool) -> None:
@@ -94,6 +95,7 @@ def test_numbers_are_the_librarys(name: str, cls_only: bool) -> None:
     assert not torch.allclose(hiddens[0], hiddens[1], atol=1e-2)  # layers do something
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("cls_only", [False, True])
 def test_gradients_are_the_librarys(name: str, cls_only: bool) -> None:
@@ -117,6 +119,7 @@ def test_gradients_are_the_librarys(name: str, cls_only: bool) -> None:
     assert all(gradient.abs().max() > 1e-2 for name_, gradient in expected.items() if "key.bias" not in name_)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_padding_is_seen_by_nobody() -> None:
     """Another word in the padding changes the padding rows alone."""
     (bert, _), layout = make_berts(), LAYOUTS["full"]
@@ -131,6 +134,7 @@ def test_padding_is_seen_by_nobody() -> None:
         assert not torch.allclose(one[padding], other[padding])
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(("hidden", "attention"), [(0.5, 0.0), (0.0, 0.5)])
 def test_dropout_is_on_in_training_only(hidden: float, attention: float) -> None:
     bert, _ = make_berts(hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention)
