@@ -11,9 +11,10 @@ import tempfile
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from fine_tune.methods.lad import lad
 from fine_tune.methods.pkd import Pkd
 from fine_tune.models import linear
 from fine_tune.models.bert import BertClassifier, empty_encoder, freeze, sizes
-from fine_tune.models.precision import OLDEST, check_precision, compile_rows, unsupported_reason
+from fine_tune.models.precision import OLDEST, check_precision, compile_rows, keep_rounded, unsupported_reason
 from fine_tune.models.pretrained import load_tokenizer
 from fine_tune.training.distributed import DEVICE_FLAGS
+from fine_tune.training.graphs import learner
 from fine_tune.training.loop import train
 from fine_tune.training.optim import NonFiniteGuard
 from fine_tune.training.task import Task
@@ -42,6 +44,7 @@ from tests import tiny
 MOST_STEPS = 16  # what a kept teacher knows, in batches
 PHASES = ("batch", "teacher forward", "student forward", "method and losses", "backward", "clip", "update")
 LOADING = "rows | first time, s | rows/s | peak MiB | from the cache, s | rows/s | peak MiB"
+BURST = 8  # steps that follow one another on a GPU before it is waited for: as in training
 WARM_UP = 2  # steps; in the second, memory that the first freed is still being asked for again
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")  # how the names of CUDA's own functions for it begin
 CORES = multiprocessing.cpu_count()
@@ -108,7 +111,8 @@ TINY = Shape(layers=4, students=2, d_model=16, heads=2, d_ff=32, vocab=45, seq_l
 
 def counted(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Return how many rows, and how many real ones, each example of a batch has, (B,) each."""
-    return np.bincount(layout.batch_index), np.bincount(layout.batch_index[layout.token_rows])
+    tokens = layout.token_rows[layout.is_token]
+    return np.bincount(layout.batch_index[layout.weight > 0]), np.bincount(layout.batch_index[tokens])
 
 
 def forward_flops(layers: int, shape: Shape, rows: np.ndarray, keys: np.ndarray) -> float:
@@ -183,9 +187,13 @@ def distillation(shape: Shape, variant: dict[str, Any], dropout: float) -> Disti
     if config.compile:
         compile_rows(teacher.encoder)
         compile_rows(student.encoder)
+    keep_rounded(teacher.encoder, config.precision)
     sizes_of = {"lad": (shape.seq_len, shape.d_model), "pkd": ()}
     method = {"lad": lad, "pkd": Pkd}[config.method](shape.layers, shape.students, *sizes_of[config.method])
     method = method.to(shape.device)
+    if config.compile:
+        for gate in method.gates.values():
+            gate.compile(dynamic=True)
     devices = dict.fromkeys(DEVICE_FLAGS, shape.device)
     if not config.cache_teacher:
         made = Distillation(freeze(teacher), student, method, config, devices)
@@ -223,7 +231,7 @@ def our_distil(shape: Shape, variant: dict[str, Any], dropout: float, watch: Wat
 def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch: Watch) -> Job:
     """Train `task` by the package's own loop; `batch` makes a step's batch and counts its operations."""
     guard, seen = NonFiniteGuard(task.optimizers, task.scaler), {}
-    forward, batch = watch("losses", task.train()), watch("batch", batch)
+    forward, batch = watch("losses", learner(task.train())), watch("batch", batch)
     for group in task.optimizers.values():
         group.clip, group.step = watch("clip", group.clip), watch("update", group.step)
 
@@ -323,7 +331,7 @@ class Host:
         gc.collect()
 
     def step(self, number: int) -> dict[str, float]:
-        """Do a step with dropout; return its seconds, also by phase, and its operations."""
+        """Do a step with dropout, on a GPU BURST as one; return its seconds, also by phase, and its operations."""
         if self.job is None:
             self.job = self.make(dropout=0.1, watch=self.watch)
             gc.collect()  # of models that were only there to be copied
@@ -331,7 +339,10 @@ class Host:
                 torch.cuda.reset_peak_memory_stats(self.gpu)
             Path("/proc/self/clear_refs").write_text("5")  # sets the peak back: what counts is the steps
         self.spent.clear()
-        flops, spent = self.watch("seconds", self.job.step)(number), self.spent
+        burst = BURST if self.gpu >= 0 else 1
+        numbers = range((number - 1) * burst + 1, number * burst + 1)
+        flops = self.watch("seconds", lambda: sum(map(self.job.step, numbers)))() / burst
+        spent = Counter({phase: seconds / burst for phase, seconds in self.spent.items()})
         spent["method and losses"] = spent["losses"] - spent["teacher forward"] - spent["student forward"]
         known = spent["batch"] + spent["losses"] + spent["clip"] + spent["update"]
         return {"flops": flops, "backward": spent["seconds"] - known} | spent
@@ -409,11 +420,11 @@ def heading(title: str, shape: Shape) -> None:
     print("included.\n")
 
 
-def table(head: str, rows: list[list[str]]) -> None:
-    """Print a Markdown table; `head` holds its columns, separated by `|`."""
+def table(head: str, rows: Iterable[list[str]]) -> None:
+    """Print a Markdown table, row by row as they come; `head` holds its columns, separated by `|`."""
     columns = head.split(" | ")
-    for row in [columns, ["---"] * len(columns), *rows]:
-        print("| " + " | ".join(row) + " |")
+    for row in chain([columns, ["---"] * len(columns)], rows):
+        print("| " + " | ".join(row) + " |", flush=True)
     print(flush=True)
 
 

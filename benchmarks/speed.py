@@ -12,10 +12,11 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,7 +32,7 @@ from fine_tune.data.tokens import Batch, Tokens  # noqa: E402
 from fine_tune.finetune import FineTuning  # noqa: E402
 from fine_tune.methods.losses import hard_loss  # noqa: E402
 from fine_tune.models.bert import BertClassifier  # noqa: E402
-from fine_tune.models.precision import AUTOCAST  # noqa: E402
+from fine_tune.models.precision import AUTOCAST, check_precision, compile_rows  # noqa: E402
 from fine_tune.training.scoring import predict  # noqa: E402
 from tests import reference  # noqa: E402
 
@@ -103,10 +104,13 @@ def plain_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
     return plain_training(shape, plain, {"model": model}, flops)
 
 
-def our_fine_tune(shape: Shape, dropout: float, watch: Watch) -> Job:
-    """Fine-tune the teacher, as fine_tune/finetune.py does."""
-    config = Namespace(**vars(shape.flags(dropout)) | common.DEFAULTS)
+def our_fine_tune(shape: Shape, variant: dict[str, Any], dropout: float, watch: Watch) -> Job:
+    """Fine-tune the teacher under the flags `variant`, as fine_tune/finetune.py does."""
+    config = Namespace(**vars(shape.flags(dropout)) | common.DEFAULTS | variant)
+    check_precision(config, [shape.device])
     model, tokens = shape.classifier(shape.layers, dropout), shape.tokens()
+    if config.compile:
+        compile_rows(model.encoder)
     tuning = FineTuning(model, config, shape.device)
 
     def batch(number: int) -> tuple[Batch, float]:
@@ -212,25 +216,30 @@ def compare(
         for number in range(1, common.WARM_UP + 1):
             worker.ask("step", number)
 
-    rows, taken, before, timed = [], {}, [], range(common.WARM_UP + 1, common.WARM_UP + 1 + pairs)
-    with tempfile.TemporaryDirectory() as folder, Worker(plain, shape.threads, shape.device_id) as base:
-        base.ask("check", Path(folder, "plain.npz"))
-        warm_up(base)
-        for name, (make, precision) in others.items():
-            with Worker(make, shape.threads, shape.device_id) as worker:
-                worker.ask("check", Path(folder, f"{name}.npz"))
-                warm_up(worker)
-                turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
-                peak, peak_before = worker.ask("peak"), base.ask("peak")
-                kernels, kernels_before = (one.ask("kernels", timed[0]) * on_gpu for one in (worker, base))
-            taken[name] = [after for _, after in turns]
-            before += [first for first, _ in turns]
-            faster = statistics.median(first["seconds"] / after["seconds"] for first, after in turns)
-            apart = differences(Path(folder, "plain.npz"), Path(folder, f"{name}.npz"))
-            cells = (f"{faster:.2f}", f"{peak:.0f}", f"{peak / peak_before:.2f}", *apart)
-            rows.append(row(name, precision, taken[name], kernels, *cells))
-    rows.insert(0, row("plain", "fp32", before, kernels_before, "1", f"{peak_before:.0f}", "1", "", ""))
-    common.table(HEAD.format(what=what) + " | kernels" * on_gpu, rows)
+    taken, before, timed = {}, [], range(common.WARM_UP + 1, common.WARM_UP + 1 + pairs)
+
+    def rows() -> Iterator[list[str]]:
+        with tempfile.TemporaryDirectory() as folder, Worker(plain, shape.threads, shape.device_id) as base:
+            base.ask("check", Path(folder, "plain.npz"))
+            warm_up(base)
+            for name, (make, precision) in others.items():
+                with Worker(make, shape.threads, shape.device_id) as worker:
+                    worker.ask("check", Path(folder, f"{name}.npz"))
+                    warm_up(worker)
+                    for number in timed if on_gpu else ():  # --compile captures a graph for every shape of batches
+                        worker.ask("step", number)
+                    turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
+                    peak, peak_before = worker.ask("peak"), base.ask("peak")
+                    kernels, kernels_before = (one.ask("kernels", timed[0]) * on_gpu for one in (worker, base))
+                taken[name] = [after for _, after in turns]
+                before.extend(first for first, _ in turns)
+                faster = statistics.median(first["seconds"] / after["seconds"] for first, after in turns)
+                apart = differences(Path(folder, "plain.npz"), Path(folder, f"{name}.npz"))
+                cells = (f"{faster:.2f}", f"{peak:.0f}", f"{peak / peak_before:.2f}", *apart)
+                yield row(name, precision, taken[name], kernels, *cells)
+        yield row("plain", "fp32", before, kernels_before, "1", f"{peak_before:.0f}", "1", "", "")
+
+    common.table(HEAD.format(what=what) + " | kernels" * on_gpu, rows())
     return taken
 
 
@@ -312,7 +321,11 @@ def main() -> None:
         if not on_gpu:
             phases(taken)
         print("### Fine-tuning step\n")
-        compare(shape, partial(plain_fine_tune, shape), {"ours": (partial(our_fine_tune, shape), "fp32")}, **step)
+        tuned = {
+            name.replace("exact", "ours"): (partial(our_fine_tune, shape, known[name]), known[name]["precision"])
+            for name in ["exact", *(name for name in variants if name.startswith("exact "))]
+        }
+        compare(shape, partial(plain_fine_tune, shape), tuned, **step)
         print(f"### Evaluation of {count} examples\n")
         plain, ours = (partial(evaluation, shape, count, way) for way in (True, False))
         compare(shape, plain, {"ours": (ours, "fp32")}, **step | {"examples": count, "what": "logits"})

@@ -19,7 +19,7 @@ from fine_tune.methods.losses import hard_loss, layer_losses, soft_loss
 from fine_tune.methods.method import Hiddens, Method, Vectors
 from fine_tune.models import bert, pretrained
 from fine_tune.models.bert import BertClassifier
-from fine_tune.models.precision import autocast, choose_threads, compile_rows
+from fine_tune.models.precision import autocast, choose_threads, compile_rows, keep_rounded
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import print0
 from fine_tune.training.optim import optimizer_group
@@ -40,8 +40,10 @@ class Distillation(Task):
     ) -> None:
         super().__init__(config)
         self.teacher, self.student, self.method = teacher, student, method
-        self.teacher_device, self.device, self.method_device = (devices[flag] for flag in distributed.DEVICE_FLAGS)
+        self.devices = [devices[flag] for flag in distributed.DEVICE_FLAGS]
+        self.teacher_device, self.device, self.method_device = self.devices
         self.cls_only = what_is_read(config, method) in ("logits", "cls")
+        self.can_have_few_shapes = self.cls_only or config.pad_loss != "sampled"
         self.tag = f"{config.task}/{config.dataset}/{config.model}"
         gates = {f"gate-{index}": gate for index, gate in method.gates.items()}
         self.trainable_modules = {"model": student} | gates
@@ -64,7 +66,7 @@ class Distillation(Task):
     def compute(self, batch: Batch) -> tuple[Vectors, Vectors, Vectors]:
         """Return the terms of the loss, hard, soft and hidden, the method's vectors, and what else to log."""
         config, device = self.config, self.device
-        with autocast(config.precision, [self.teacher_device, device, self.method_device]):
+        with autocast(config.precision, self.devices):
             batch = batch.to(self.teacher_device)
             with torch.no_grad():
                 teacher_logits, teacher_hiddens = self.teacher(batch, self.cls_only)
@@ -103,11 +105,11 @@ class Distillation(Task):
         """Return the rows that --pad_loss asks for; of the padding nothing is computed where only [CLS] is read."""
         config = self.config
         if self.cls_only or config.pad_loss == "masked":
-            return packed(lengths, config.max_seq_len)
+            return packed(lengths, config.max_seq_len, self.few_shapes)
         if config.pad_loss == "sampled":
             keys = ((config.seed, step, example) for example in chosen)
             return sampled(lengths, config.max_seq_len, config.pad_samples, keys)
-        return full(lengths, config.max_seq_len)
+        return full(lengths, config.max_seq_len, self.few_shapes)
 
 
 def what_is_read(config: Namespace, method: Method) -> str:
@@ -137,6 +139,8 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     method = build_method(flags, teacher_sizes["num_hidden_layers"]).to(devices["gate_device_id"])
     if flags.compile:
         compile_rows(student.encoder)
+        for gate in method.gates.values():
+            gate.compile(dynamic=True)
     sizes = bert.sizes(student.encoder.config)
     choose_threads(sizes["hidden_size"])
     teacher, teacher_sha256 = load_teacher(flags, devices["tdevice_id"], tokens, what_is_read(flags, method))
@@ -175,6 +179,7 @@ def load_teacher(flags: Namespace, device: torch.device, tokens: Tokens, reads: 
         checkpoint.load_weights(teacher, path)
         if flags.compile:
             compile_rows(teacher.encoder)
+        keep_rounded(teacher.encoder, flags.precision)
         return bert.freeze(teacher.to(device))
 
     if flags.cache_teacher and flags.dry_run:

@@ -22,7 +22,7 @@ class FineTuning(Task):
 
     def __init__(self, model: bert.BertClassifier, config: Namespace, device: torch.device) -> None:
         super().__init__(config)
-        self.model, self.device = model, device
+        self.model, self.device, self.devices = model, device, [device]
         self.tag = f"{config.task}/{config.dataset}"
         self.trainable_modules = {"model": model}
         self.optimizers = {"lr": optimizer_group(config, "teacher", [model])}
@@ -30,14 +30,14 @@ class FineTuning(Task):
     def forward(self, batch: Batch) -> TaskOutput:
         """Return the loss of a batch."""
         batch = batch.to(self.device)
-        with autocast(self.config.precision, [self.device]):
+        with autocast(self.config.precision, self.devices):
             logits, _ = self.model(batch, cls_only=True)
         loss = hard_loss(logits, batch.labels)
         return TaskOutput(loss, {"loss": loss}, {}, {})
 
     def layout(self, lengths: np.ndarray, chosen: np.ndarray, step: int) -> Layout:
         """Return the rows of the tokens alone, since only [CLS] is read."""
-        return packed(lengths, self.config.max_seq_len)
+        return packed(lengths, self.config.max_seq_len, self.few_shapes)
 
 
 def build_task(flags: Namespace, devices: Devices) -> BuiltTask:

@@ -117,8 +117,8 @@ def flags_of(root: Path, name: str, runs: str) -> tuple[str, dict[str, object]]:
     return script, flags | {"experiment_dir": root / runs}
 
 
-def resumed_on_a_gpu(root: Path, name: str, changes: dict[str, object]) -> list[str]:
-    """Return in what a run that was killed and resumed differs from one that was not, both with `changes`.
+def resumed_on_a_gpu(root: Path, name: str, switches: tuple[str, ...], changes: dict[str, object]) -> list[str]:
+    """Return in what a run that was killed and resumed differs from one that was not, with `switches` and `changes`.
 
     For a process that has not touched CUDA, which does not survive a fork. Some of CUDA's kernels add in any order:
     these are replaced.
@@ -128,7 +128,7 @@ def resumed_on_a_gpu(root: Path, name: str, changes: dict[str, object]) -> list[
     for runs, kills in (("whole", [()]), ("broken", [(before_update(8),), ()])):
         script, flags = flags_of(root, name, runs)
         for kill in kills:
-            status, said = in_child(lambda: tiny.run_script(script, **flags | changes), *kill)  # noqa: B023
+            status, said = in_child(lambda: tiny.run_script(script, *switches, **flags | changes), *kill)  # noqa: B023
             assert status == (-signal.SIGKILL if kill else 0), said
     return difference(root / "whole", root / "broken")
 
@@ -137,7 +137,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return every tensor of every checkpoint file by file and name."""
     found = {}
     for path in sorted(folder.glob("*.pt")):
-        value = torch.load(path, weights_only=True)
+        value = torch.load(path, map_location="cpu", weights_only=True)
         found |= {f"{path.name}:{k}": v for k, v in (value if isinstance(value, dict) else {"": value}).items()}
     return found
 
@@ -150,4 +150,5 @@ def difference(one: Path, two: Path) -> list[str]:
     changed = [name for name in a if name not in b or not torch.equal(a[name], b[name])]
     x, y = (tiny.curves(runs, "run_bert_qqp") for runs in (one, two))
     tags = {tag for tag in x.keys() | y.keys() if "/time/" not in tag}  # no two runs take the same time
-    return [*names, *changed, *(tag for tag in tags if x.get(tag) != y.get(tag))]
+    shown = [tag for tag in tags if repr(x.get(tag)) != repr(y.get(tag))]  # nan, of an overflow, is as nan
+    return [*names, *changed, *shown]

@@ -1,14 +1,11 @@
-"""Everything on an NVIDIA GPU, against the numbers of the CPU: `python -m pytest tests/test_gpu.py` where there is one.
-
-Nobody has run this file yet; all that it calls runs in other tests on the CPU.
-"""
+"""Everything on an NVIDIA GPU against the CPU's numbers: `python -m pytest tests/test_gpu.py` where there is one."""
 
 import json
 import multiprocessing
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +13,12 @@ import pytest
 import torch
 
 from fine_tune.core.errors import NotFinite, OutOfMemory
+from fine_tune.data.tokens import Batch
+from fine_tune.distil import Distillation
 from fine_tune.models import precision
+from fine_tune.training.graphs import captured
 from fine_tune.training.loop import train
-from fine_tune.training.optim import LossScaler, NonFiniteGuard
+from fine_tune.training.optim import LossScaler, NonFiniteGuard, OptimizerGroup
 from fine_tune.training.task import TaskOutput
 from tests import golden, tiny
 from tests.built import METHODS, distillation, make_tokens
@@ -37,8 +37,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.device_count(),
 def test_the_teachers_losses_are_the_golden_ones(root: Path) -> None:
     found = golden.teacher_losses(root, experiment="gpu", device_id=GPU)
     assert found == pytest.approx(golden.read("teacher"), rel=1e-4)
-    config = tiny.config(root / "runs" / "gpu_bert_qqp")
-    assert config["peak_memory_gib"].keys() == {"cpu", str(DEVICE)}
+    folder = root / "runs" / "gpu_bert_qqp"
+    assert tiny.config(folder)["peak_memory_gib"].keys() == {"cpu", str(DEVICE)}
+    weights = torch.load(max(folder.glob("model-*.pt")), weights_only=True)
+    assert {value.device.type for value in weights.values()} == {"cpu"}  # to be loaded where there is no GPU
 
 
 @pytest.mark.parametrize("name", golden.RUNS)
@@ -150,6 +152,48 @@ def test_steps_wait_for_nothing_and_a_bad_one_is_reported_later(
     assert taken == {2}
 
 
+def seen_in_steps(task: Distillation, forward: Callable[[Batch], TaskOutput]) -> list[dict[str, torch.Tensor]]:
+    """Do four steps of two batches, of two shapes, the last two with a watched one; return losses, vectors, gradients.
+
+    Nothing is learned: AdamW makes much of small gradients, and so of rounding. From the second step on nothing waits.
+    """
+    guard, tokens, seen = NonFiniteGuard(task.optimizers, task.scaler), make_tokens(), []
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+
+    def recording(group: OptimizerGroup, clip: Callable) -> Callable:
+        def clipped(scale: torch.Tensor | None) -> torch.Tensor:
+            parameters = [p for module in group.clipped_together for p in module if p.grad is not None]
+            seen.append({names[id(p)]: p.grad.clone() for p in parameters})
+            return clip(scale)
+
+        return clipped
+
+    for group in task.optimizers.values():
+        group.peak_lr, group.clip = 0.0, recording(group, group.clip)
+    for step in range(1, 5):
+        chosen = [np.array([0, 1, 2, 3]), np.array([step % 4, 3, 1])]
+        batches = [tokens.batch(each, task.layout(tokens.lengths(each), each, step)) for each in chosen]
+        batches[step % 2].watched = step > 2
+        more = (lambda step, losses, *rest: seen.append(losses), lambda step, vectors: seen.append(vectors))
+        with without_waiting() if step > 1 else nullcontext():
+            train([step], 2, iter(batches), forward, task.optimizers, guard, *more)
+    guard.raise_if_tripped()
+    return seen
+
+
+@pytest.mark.parametrize("pad_loss", ["all", "masked"])
+@pytest.mark.parametrize("name", METHODS)
+def test_graphs_compute_the_same(name: str, pad_loss: str) -> None:
+    task, other = (distillation(name, pad_loss, device=DEVICE) for _ in range(2))
+    by_graphs = captured(other)
+    for found, known in zip(seen_in_steps(other, by_graphs), seen_in_steps(task, task), strict=True):
+        assert found.keys() == known.keys()
+        largest = max((value.abs().max().item() for value in known.values()), default=0.0)
+        for key, value in known.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5 * largest)
+    assert len(by_graphs.captured) == 2
+
+
 def test_an_overflow() -> None:
     check_an_overflow(DEVICE)
 
@@ -167,7 +211,13 @@ def test_a_killed_run_ends_bit_equal(root: Path, name: str, mode: str, clean_pro
     if mode == "fp16" and precision.unsupported_reason(mode, DEVICE):
         pytest.skip("the GPU has no fp16")
     changes = {"device_id": GPU, "precision": mode}
-    assert clean_process.submit(resumed_on_a_gpu, root, name, changes).result() == []
+    assert clean_process.submit(resumed_on_a_gpu, root, name, (), changes).result() == []
+
+
+def test_a_killed_run_by_graphs_ends_bit_equal(root: Path, clean_process: ProcessPoolExecutor) -> None:
+    """Where all batches have the same number of rows; else torch.compile chooses its kernels by the first batch."""
+    found = clean_process.submit(resumed_on_a_gpu, root, "lad", ("--compile",), {"device_id": GPU})
+    assert found.result() == []
 
 
 def test_out_of_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

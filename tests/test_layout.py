@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fine_tune.data.layout import Layout, arrange, full, packed, sampled
+from fine_tune.data.layout import Layout, arrange, filled, full, packed, sampled
 
 S, D = 7, 4
 LENGTHS = np.array([3, 7, 5])
@@ -50,6 +50,22 @@ def test_which_positions_are_there() -> None:
         assert found[:length] == known
         assert len(set(found)) == len(found) == length + min(2, S - length)  # all where there are no more than 2
         assert found == sorted(found)
+
+
+def test_batches_have_few_shapes() -> None:
+    """The longest counts as a multiple of 16 or as S, all together as one of 128 or as many as that allows."""
+    shapes, generator = set(), np.random.default_rng(0)
+    for _ in range(300):
+        lengths = generator.lognormal(np.log(27), 0.45, 32).astype(np.int64).clip(8, 100)
+        held = filled(lengths, 100)
+        assert (held >= lengths).all()
+        assert held.max() == min(100, -(-lengths.max() // 16) * 16)
+        assert held.sum() == min(-(-held.sum() // 128) * 128, 32 * held.max())
+        assert held.sum() < lengths.sum() + 16 + 128
+        shapes.add((held.sum(), held.max()))
+    assert len(shapes) < 25
+    assert filled(np.array([3, 7, 5]), 7).tolist() == [7, 7, 7]
+    assert filled(np.full(8, 16), 128).tolist() == [16] * 8
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -95,7 +111,7 @@ def test_the_sample_is_the_whole_in_expectation() -> None:
         present = np.arange(S) < lengths[:, None]
         for row, drawn in zip(present, draw, strict=True):
             row[list(drawn)] = True
-        layout = arrange(present, lengths, np.array([4 / 2, 2 / 1]))
+        layout = arrange(present, lengths, np.array([4 / 2, 2 / 1]), lengths)
         means.append(layout.mean(rows(values, layout)))
     expected = full(lengths, S).mean(values[:2].reshape(-1, D))
     torch.testing.assert_close(torch.stack(means).mean(0), expected)

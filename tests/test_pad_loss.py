@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fine_tune.data import layout
 from fine_tune.data.tokens import epoch_order
 from fine_tune.distil import Distillation
 from tests import golden, reference, tiny
@@ -59,6 +60,28 @@ def test_the_sampled_loss_is_the_contracts_in_expectation(name: str) -> None:
     error = np.std(found) / len(found) ** 0.5
     assert 0 < error < 0.02 * expected
     assert abs(np.mean(found) - expected) < 4 * error
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("pad_loss", "mu"), [("all", 9), ("masked", 9), ("all", 0)])
+@pytest.mark.parametrize(("longest", "together"), [(5, 16), (16, 128)])
+def test_rows_that_only_fill_up_count_nothing(
+    name: str, pad_loss: str, mu: float, longest: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and gradients, where some cells of the grid of examples and positions stay empty, and where none does."""
+    monkeypatch.setattr(layout, "LONGEST", longest), monkeypatch.setattr(layout, "TOGETHER", together)
+    found, rows, tokens = [], np.arange(4), make_tokens()
+    for few_shapes in (False, True):
+        what = distillation(name, pad_loss, mu=mu)
+        what.few_shapes = few_shapes
+        batch = tokens.batch(rows, what.layout(LENGTHS, rows, 1))
+        output = what(batch)
+        output.loss.backward()
+        values = output.losses | output.vectors
+        values |= {key: p.grad for key, p in what.named_parameters() if p.grad is not None}
+        found.append({key: value.detach() for key, value in values.items()})
+        assert len(batch.layout.token_rows) == ({16: 32, 128: 48}[together] if few_shapes else LENGTHS.sum())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["lad", "alp-kd-hidden-v2"])

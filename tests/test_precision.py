@@ -3,14 +3,17 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fine_tune.core.errors import UserError
+from fine_tune.data.layout import packed
 from fine_tune.methods.alp import mix
 from fine_tune.models import bert, precision
-from tests import golden, tiny
+from fine_tune.models.precision import autocast, keep_rounded
+from tests import built, golden, tiny
 
 CPU = torch.device("cpu")
 HAS_BF16 = not precision.unsupported_reason("bf16", CPU)
@@ -81,3 +84,15 @@ def test_compiled_layers_have_the_golden_losses(golden_root: Path) -> None:
     weights = torch.load(golden_root / "runs" / "lad-compiled_bert_qqp" / "model-8.pt")
     assert not [name for name in weights if "_orig_mod" in name]
     assert "encoder.encoder.layer.1.output.dense.weight" in weights
+
+
+def test_a_teacher_kept_rounded_says_the_same() -> None:
+    teacher, other = (built.classifier(4, 1) for _ in range(2))
+    keep_rounded(other.encoder, "bf16")
+    tokens, chosen = built.make_tokens(), np.arange(4)
+    batch = tokens.batch(chosen, packed(tokens.lengths(chosen), built.S))
+    with torch.no_grad(), autocast("bf16", [built.CPU]):
+        said, others = teacher(batch, False), other(batch, False)
+    torch.testing.assert_close(others, said, rtol=0, atol=0)
+    assert other.encoder.encoder.layer[0].output.dense.weight.dtype == torch.bfloat16
+    assert other.encoder.encoder.layer[0].output.LayerNorm.weight.dtype == torch.float32

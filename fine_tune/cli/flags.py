@@ -318,7 +318,7 @@ def speed(distilling: bool) -> FlagGroup:
     limit = Flag("cache_limit", number(0), "GiB that --cache_teacher may take of the disk", str(CACHE_LIMIT))
     return "speed", [
         Flag("precision", choice("fp32", "tf32", "bf16", "fp16"), products, "fp32"),
-        Flag("compile", None, "compile the layers with torch.compile (numbers change by rounding)"),
+        Flag("compile", None, "compile the layers; on a GPU also CUDA graphs (numbers change by rounding)"),
     ] + [Flag("cache_teacher", None, once), limit] * distilling
 
 

@@ -15,24 +15,29 @@ from functools import cached_property
 import numpy as np
 import torch
 
+LONGEST, TOGETHER = 16, 128  # of `filled`
+
 
 @dataclass(frozen=True)
 class Layout:
     """Rows of B examples, one example after the other, each from its position 0 on, its tokens before its padding.
 
     batch_index, position_ids (R,): the example and position of a row. weight (R,): how much it counts in a mean; all
-    sum to 1. token_rows (N,): the rows that hold a token. cls_rows (B,): each example's row of position 0, its [CLS].
-    row_counts, token_counts (B,): how many rows, and how many tokens, each example has.
+    sum to 1. token_rows (N,): the rows that hold a token, as is_token (N,) says; those of which it says otherwise only
+    fill up. cls_rows (B,): each example's row of position 0, its [CLS]. row_counts, token_counts (B,): how many rows,
+    and how many of token_rows, each example has. whole: whether all S positions of each are there, and count alike.
     """
 
     batch_index: torch.Tensor
     position_ids: torch.Tensor
     weight: torch.Tensor
     token_rows: torch.Tensor
+    is_token: torch.Tensor
     cls_rows: torch.Tensor
     seq_len: int
     row_counts: list[int]
     token_counts: list[int]
+    whole: bool
 
     def to(self, device: torch.device) -> "Layout":
         """Return the layout on `device`: itself, with all that it has worked out, if it is there."""
@@ -63,9 +68,9 @@ class Layout:
     def cls(self) -> "Layout":
         """Position 0 of every example alone, (B,) rows of equal weight."""
         every = torch.arange(self.batch, device=self.cls_rows.device)
-        weight = self.weight.new_full((self.batch,), 1 / self.batch)
+        weight, is_token = self.weight.new_full((self.batch,), 1 / self.batch), torch.ones_like(every).bool()
         ones = [1] * self.batch
-        return Layout(every, torch.zeros_like(every), weight, every, every, 1, ones, ones)
+        return Layout(every, torch.zeros_like(every), weight, every, is_token, every, 1, ones, ones, True)
 
     # --- between rows and one line per example, where attention works ---
 
@@ -77,7 +82,7 @@ class Layout:
 
     @cached_property
     def token_indices(self) -> torch.Tensor:
-        """Where every row that holds a token lies in a (B * K) grid, (N,)."""
+        """Where each of `token_rows` lies in a (B * K) grid, (N,)."""
         example, position = (index.index_select(0, self.token_rows) for index in (self.batch_index, self.position_ids))
         return example * self.max_seqlen + position
 
@@ -85,10 +90,10 @@ class Layout:
     def attention_mask(self) -> torch.Tensor:
         """Which cells of that grid hold a token, (B, 1, 1, K) as attention over (B, heads, Q, K) wants it."""
         mask = torch.zeros(self.batch * self.max_seqlen, dtype=torch.bool, device=self.cls_rows.device)
-        return mask.index_fill(0, self.token_indices, True).view(self.batch, 1, 1, -1)
+        return mask.index_copy(0, self.token_indices, self.is_token).view(self.batch, 1, 1, -1)
 
     def select_tokens(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return those of (R, D) rows that hold a token, (N, D)."""
+        """Return those of (R, D) rows that `token_rows` names, (N, D)."""
         return rows if len(self.token_rows) == len(self) else rows.index_select(0, self.token_rows)
 
     def select_cls(self, rows: torch.Tensor) -> torch.Tensor:
@@ -100,7 +105,7 @@ class Layout:
         return pad_input(rows, self.row_indices, self.batch, self.max_rows)
 
     def pad_tokens(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return (N, D) rows that hold a token as (B, K, D), zero where an example has fewer."""
+        """Return (N, D) rows of `token_rows` as (B, K, D), zero where an example has fewer."""
         return pad_input(rows, self.token_indices, self.batch, self.max_seqlen)
 
     def unpad_input(self, grid: torch.Tensor) -> torch.Tensor:
@@ -121,7 +126,7 @@ class Layout:
         """
         if len(norm.normalized_shape) == 1:
             return norm(rows)
-        if len(self) == self.batch * self.seq_len:  # nothing is missing: the library's fused kernel
+        if self.whole:  # the library's fused kernel
             return norm(rows.view(self.batch, self.seq_len, -1)).view_as(rows)
         centred = rows - self.example_mean(rows.mean(1)).unsqueeze(1)
         variance = self.example_mean(centred.square().mean(1))
@@ -137,9 +142,9 @@ class Layout:
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return `tensor` on `device`; a copy to a GPU is taken from pinned memory, so that nothing waits for it."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    if device.type != "cuda":
+        return tensor.to(device)  # waits, or it would be read before it is there
+    return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
 
 
 def pad_input(rows: torch.Tensor, indices: torch.Tensor, batch: int, seqlen: int) -> torch.Tensor:
@@ -152,14 +157,19 @@ def pad_input(rows: torch.Tensor, indices: torch.Tensor, batch: int, seqlen: int
 # --- the layouts there are; `lengths` (B,) count the examples' tokens -----------------------------------------------
 
 
-def full(lengths: np.ndarray, seq_len: int) -> Layout:
+def full(lengths: np.ndarray, seq_len: int, few_shapes: bool = False) -> Layout:
     """All S positions of every example, each of the same weight: the contract."""
-    return arrange(np.ones((len(lengths), seq_len), bool), lengths, np.ones(len(lengths)))
+    every = np.ones((len(lengths), seq_len), bool)
+    return arrange(every, lengths, np.ones(len(lengths)), filled(lengths, seq_len) if few_shapes else lengths)
 
 
-def packed(lengths: np.ndarray, seq_len: int) -> Layout:
-    """Tokens only; an example's mean is over these, and every example has the same weight."""
-    return arrange(np.arange(seq_len) < lengths[:, None], lengths, np.ones(len(lengths)))
+def packed(lengths: np.ndarray, seq_len: int, few_shapes: bool = False) -> Layout:
+    """Tokens only; an example's mean is over these, and every example has the same weight.
+
+    With `few_shapes` some padding, which counts nothing.
+    """
+    held = filled(lengths, seq_len) if few_shapes else lengths
+    return arrange(np.arange(seq_len) < held[:, None], lengths, np.zeros(len(lengths)), held)
 
 
 def sampled(lengths: np.ndarray, seq_len: int, count: int, keys: Iterable[tuple[int, ...]]) -> Layout:
@@ -173,16 +183,33 @@ def sampled(lengths: np.ndarray, seq_len: int, count: int, keys: Iterable[tuple[
         padding = seq_len - length
         row[length + np.random.default_rng(key).choice(padding, min(count, padding), replace=False)] = True
     stands_for = (seq_len - lengths) / np.maximum(1, present.sum(1) - lengths)
-    return arrange(present, lengths, stands_for)
+    return arrange(present, lengths, stands_for, lengths)
 
 
-def arrange(present: np.ndarray, lengths: np.ndarray, stands_for: np.ndarray) -> Layout:
-    """Return the layout of the positions `present` (B, S), where a padding row counts `stands_for` (B,) times."""
+def filled(lengths: np.ndarray, seq_len: int) -> np.ndarray:
+    """Return how many positions (B,) of each example to take for tokens, so that batches have few shapes.
+
+    No fewer than `lengths`: the most is a multiple of LONGEST, and all together are one of TOGETHER, where that fits.
+    """
+    longest = min(seq_len, -(-lengths.max() // LONGEST) * LONGEST)
+    held = lengths.copy()
+    held[lengths.argmax()] = longest
+    room = longest - held
+    missing = -held.sum() % TOGETHER
+    return held + (missing - (room.cumsum() - room)).clip(0, room)
+
+
+def arrange(present: np.ndarray, lengths: np.ndarray, stands_for: np.ndarray, held: np.ndarray) -> Layout:
+    """Return the layout of the positions `present` (B, S), where a padding row counts `stands_for` (B,) times.
+
+    The first `held` (B,) positions of an example are its `token_rows`.
+    """
     batch_index, position_ids = np.nonzero(present)
     is_token = position_ids < lengths[batch_index]
     weight = np.where(is_token, 1.0, stands_for[batch_index])
     weight /= np.bincount(batch_index, weight)[batch_index] * len(lengths)
     counts = present.sum(1)
-    cls_rows = np.cumsum(counts) - counts
-    arrays = (batch_index, position_ids, weight, np.flatnonzero(is_token), cls_rows)
-    return Layout(*map(torch.from_numpy, arrays), present.shape[1], counts.tolist(), lengths.tolist())
+    token_rows, cls_rows = np.flatnonzero(position_ids < held[batch_index]), np.cumsum(counts) - counts
+    arrays = (batch_index, position_ids, weight, token_rows, is_token[token_rows], cls_rows)
+    whole = bool(present.all() and (weight == weight[0]).all())
+    return Layout(*map(torch.from_numpy, arrays), present.shape[1], counts.tolist(), held.tolist(), whole)

@@ -76,7 +76,7 @@ class Tokens:
 
     def batch(self, chosen: np.ndarray, layout: Layout, fraction: float = 1.0) -> Batch:
         """Return the examples `chosen` (B,) in the rows of `layout`."""
-        rows = layout.token_rows.numpy()
+        rows = layout.token_rows.numpy()[layout.is_token.numpy()]
         example, position = layout.batch_index.numpy()[rows], layout.position_ids.numpy()[rows]
         ids, types = np.zeros((2, len(layout)), np.int64)
         ids[rows] = self.ids[self.offsets[chosen][example] + position]

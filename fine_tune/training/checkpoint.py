@@ -87,11 +87,12 @@ def steps(folder: Path) -> list[int]:
 
 
 def save_checkpoint(folder: Path, step: int, task: Task, vectors: dict[str, torch.Tensor]) -> None:
-    """Write `<name>-<step>.pt` for every trainable module (its bare state dict) and every vector.
+    """Write `<name>-<step>.pt` for every trainable module (its bare state dict) and every vector, all on the CPU.
 
     The model comes last: a checkpoint is there when its model is.
     """
-    states = {name: module.state_dict() for name, module in task.trainable_modules.items()}
+    modules = task.trainable_modules.items()
+    states = {name: {key: value.cpu() for key, value in module.state_dict().items()} for name, module in modules}
     model = states.pop("model")
     vectors = {name: vector.cpu() for name, vector in vectors.items()}
     for name, value in (vectors | states | {"model": model}).items():

@@ -11,6 +11,7 @@ import torch
 from fine_tune.core import interrupt
 from fine_tune.data.tokens import Batch
 from fine_tune.training import distributed
+from fine_tune.training.graphs import learner
 from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
 from fine_tune.training.summary import disk_needs, duration, memory_words, peak_memory, reset_peak_memory
@@ -66,8 +67,7 @@ def seconds(config: Namespace, task: Task, batches: Iterator[Batch]) -> list[flo
         guard.raise_if_tripped()
         interrupt.poll()
 
-    forward = distributed.DistributedTask(task, config.accum_step) if distributed.WORLD_SIZE > 1 else task
-    train(steps(), config.accum_step, batches, forward, task.optimizers, guard, log, save)
+    train(steps(), config.accum_step, batches, learner(task), task.optimizers, guard, log, save)
     return [after - before for before, after in zip(times, times[1:], strict=False)]
 
 

@@ -35,6 +35,7 @@ from fine_tune.data.tokens import Batch, Tokens, load, micro_batches
 from fine_tune.models.precision import check_precision, first_non_finite
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.dry_run import dry_run
+from fine_tune.training.graphs import learner
 from fine_tune.training.log import Log, print0
 from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
@@ -201,8 +202,7 @@ def fit(
     batches = shard_batches(config, task, tokens, start, log.expect)
     task.train()
     try:
-        forward = distributed.DistributedTask(task, config.accum_step) if distributed.WORLD_SIZE > 1 else task
-        train(steps, config.accum_step, batches, forward, task.optimizers, guard, log, after)
+        train(steps, config.accum_step, batches, learner(task), task.optimizers, guard, log, after)
     finally:
         log.close()
 

@@ -31,11 +31,15 @@ class Task(nn.Module):
 
     `trainable_modules` go by their names in the checkpoint files, `optimizers` by the name under which their learning
     rate is logged; `scaler` is that of --precision fp16; `tag` begins the names of all that is logged; `about` are
-    lines on it for the start of a run.
+    lines on it for the start of a run. It computes on `devices`; its layouts have `few_shapes` where they can have
+    them and that is wanted.
     """
 
     tag: str
     about: tuple[str, ...] = ()
+    devices: list[torch.device]
+    can_have_few_shapes = True
+    few_shapes = False
     trainable_modules: dict[str, nn.Module]
     optimizers: dict[str, OptimizerGroup]
 

@@ -1,0 +1,129 @@
+"""CUDA graphs: the kernels of a forward and of a backward pass, captured once for each shape of batches.
+
+A BERT is a thousand small kernels, and to start one takes the CPU longer than a fast GPU needs to run it. A graph
+starts all at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fine_tune.data.layout import moved
+from fine_tune.data.tokens import Batch
+from fine_tune.training import distributed
+from fine_tune.training.task import Task, TaskOutput
+
+
+def learner(task: Task) -> Callable[[Batch], TaskOutput]:
+    """Return what computes a batch of `task` in training: itself, a rank's part of it, or graphs with --compile."""
+    if distributed.WORLD_SIZE > 1:
+        return distributed.DistributedTask(task, task.config.accum_step)
+    return captured(task) if task.config.compile else task
+
+
+def captured(task: Task) -> Callable[[Batch], TaskOutput]:
+    """Return `task` by graphs, or itself where that cannot be: it must be on one GPU, and its batches of few shapes."""
+    on_one_gpu = len(set(task.devices)) == 1 and task.devices[0].type == "cuda"
+    task.few_shapes = on_one_gpu and task.can_have_few_shapes
+    torch.backends.cuda.enable_cudnn_sdp(task.few_shapes)  # the fastest attention, but slow at a new shape
+    return CapturedTask(task) if task.few_shapes else task
+
+
+class CapturedTask:
+    """A task whose passes are graphs: what is called and differentiated is the same, and so are the numbers.
+
+    A call's results hold until the next one. A watched batch, one in many, is computed without a graph.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.captured = task, {}
+        modules = task.trainable_modules.values()
+        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.pool = torch.cuda.graph_pool_handle()  # of all graphs: no two are at work at a time
+        self.needed: list[tuple[nn.Parameter, torch.Tensor]] = []  # with where the graphs add up the gradients
+        self.anchor = torch.zeros((), device=task.devices[0], requires_grad=True)  # makes a loss differentiable
+
+    def __call__(self, batch: Batch) -> TaskOutput:
+        """Return the task's losses of a batch."""
+        if batch.watched:
+            return self.task(batch)
+        layout = batch.layout
+        sizes = (layout.batch, len(layout), len(layout.token_rows), layout.max_rows, layout.max_seqlen)
+        shape = (*sizes, layout.whole)
+        if shape not in self.captured:
+            self.captured[shape] = Passes(self, batch)
+        passes = self.captured[shape]
+        passes.take(batch)
+        output = passes.output
+        return TaskOutput(Replay.apply(self.anchor, passes), output.losses, output.vectors, output.shown)
+
+
+class Passes:
+    """The two graphs of a shape of batches, and the batch that they read."""
+
+    def __init__(self, owner: CapturedTask, batch: Batch) -> None:
+        self.owner, task, device = owner, owner.task, owner.anchor.device
+        self.batch = batch.to(device)
+        with torch.random.fork_rng(devices=[device]):  # a capture draws nothing that a run could miss
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):  # what is set up at the first use must not be captured
+                gradients = self.gradients(task(self.batch).loss)
+            torch.cuda.current_stream(device).wait_stream(side)
+        if not owner.needed:
+            pairs = zip(owner.parameters, gradients, strict=True)
+            owner.needed = [(p, torch.zeros_like(p)) for p, gradient in pairs if gradient is not None]
+        del gradients
+        self.batch = replace(self.batch, layout=replace(self.batch.layout))  # without what was worked out outside
+        self.scale = torch.ones((), device=device)
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward, pool=owner.pool):
+            output = task(self.batch)
+        with torch.cuda.graph(self.backward, pool=owner.pool):
+            found = [gradient for gradient in self.gradients(output.loss, self.scale) if gradient is not None]
+            torch._foreach_add_([total for _, total in owner.needed], found)
+        self.output = TaskOutput(output.loss.detach(), *(detached(named) for named in output[1:]))
+
+    def gradients(self, loss: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradient of every parameter, None where it has none."""
+        return torch.autograd.grad(loss, self.owner.parameters, scale, allow_unused=True)
+
+    def take(self, batch: Batch) -> None:
+        """Copy a batch to where the graphs read it."""
+        for mine, theirs in ((self.batch, batch), (self.batch.layout, batch.layout)):
+            for name in (field.name for field in fields(mine) if field.type is torch.Tensor):
+                getattr(mine, name).copy_(moved(getattr(theirs, name), self.scale.device))
+
+
+class Replay(torch.autograd.Function):
+    """The loss of the batch that `passes` has taken; its backward pass adds to the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, passes: Passes) -> torch.Tensor:
+        """Return the loss, a scalar."""
+        ctx.passes = passes
+        passes.forward.replay()
+        return passes.output.loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None]:
+        """Take the gradient of the loss, a scalar."""
+        passes, needed = ctx.passes, ctx.passes.owner.needed
+        passes.scale.copy_(gradient)
+        fresh = [total for parameter, total in needed if parameter.grad is None]
+        if fresh:
+            torch._foreach_zero_(fresh)
+        for parameter, total in needed:
+            if parameter.grad is not None and parameter.grad is not total:
+                total.copy_(parameter.grad)
+            parameter.grad = total
+        passes.backward.replay()
+        return None, None
+
+
+def detached(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return named tensors without what made them."""
+    return {name: tensor.detach() for name, tensor in named.items()}
