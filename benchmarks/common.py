@@ -31,7 +31,14 @@ from fine_tune.methods.lad import lad
 from fine_tune.methods.pkd import Pkd
 from fine_tune.models import linear
 from fine_tune.models.bert import BertClassifier, empty_encoder, freeze, sizes
-from fine_tune.models.precision import OLDEST, check_precision, compile_rows, keep_rounded, unsupported_reason
+from fine_tune.models.precision import (
+    OLDEST,
+    check_precision,
+    compile_gates,
+    compile_rows,
+    keep_rounded,
+    unsupported_reason,
+)
 from fine_tune.models.pretrained import load_tokenizer
 from fine_tune.training.distributed import DEVICE_FLAGS
 from fine_tune.training.graphs import learner
@@ -192,8 +199,7 @@ def distillation(shape: Shape, variant: dict[str, Any], dropout: float) -> Disti
     method = {"lad": lad, "pkd": Pkd}[config.method](shape.layers, shape.students, *sizes_of[config.method])
     method = method.to(shape.device)
     if config.compile:
-        for gate in method.gates.values():
-            gate.compile(dynamic=True)
+        compile_gates(method.gates)
     devices = dict.fromkeys(DEVICE_FLAGS, shape.device)
     if not config.cache_teacher:
         made = Distillation(freeze(teacher), student, method, config, devices)

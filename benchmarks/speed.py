@@ -230,7 +230,7 @@ def compare(
                         worker.ask("step", number)
                     turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
                     peak, peak_before = worker.ask("peak"), base.ask("peak")
-                    kernels, kernels_before = (one.ask("kernels", timed[0]) * on_gpu for one in (worker, base))
+                    kernels, kernels_before = (one.ask("kernels", timed[0]) if on_gpu else 0 for one in (worker, base))
                 taken[name] = [after for _, after in turns]
                 before.extend(first for first, _ in turns)
                 faster = statistics.median(first["seconds"] / after["seconds"] for first, after in turns)

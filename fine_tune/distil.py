@@ -19,7 +19,7 @@ from fine_tune.methods.losses import hard_loss, layer_losses, soft_loss
 from fine_tune.methods.method import Hiddens, Method, Vectors
 from fine_tune.models import bert, pretrained
 from fine_tune.models.bert import BertClassifier
-from fine_tune.models.precision import autocast, choose_threads, compile_rows, keep_rounded
+from fine_tune.models.precision import autocast, choose_threads, compile_gates, compile_rows, keep_rounded
 from fine_tune.training import checkpoint, distributed
 from fine_tune.training.log import print0
 from fine_tune.training.optim import optimizer_group
@@ -139,8 +139,7 @@ def build_task(flags: Namespace, devices: Devices, build_method: BuildMethod, ru
     method = build_method(flags, teacher_sizes["num_hidden_layers"]).to(devices["gate_device_id"])
     if flags.compile:
         compile_rows(student.encoder)
-        for gate in method.gates.values():
-            gate.compile(dynamic=True)
+        compile_gates(method.gates)
     sizes = bert.sizes(student.encoder.config)
     choose_threads(sizes["hidden_size"])
     teacher, teacher_sha256 = load_teacher(flags, devices["tdevice_id"], tokens, what_is_read(flags, method))

@@ -4,9 +4,11 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import stat
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,14 @@ from tests.interruptions import (
 )
 
 
-@pytest.fixture
-def undisturbed(root: Path) -> Callable[[str], Path]:
+@pytest.fixture(scope="module")
+def undisturbed(fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return what runs a command once without disturbance, and says in which folder."""
+
+    @cache
     def run(name: str) -> Path:
+        root = tmp_path_factory.mktemp("undisturbed") / "root"
+        shutil.copytree(fine_tuned, root)
         script, flags = flags_of(root, name, "whole")
         tiny.run_script(script, **flags)
         return root / "whole"

@@ -85,6 +85,13 @@ def compile_rows(bert: Bert) -> None:
             part.compile(dynamic=True)
 
 
+def compile_gates(gates: nn.ModuleDict) -> None:
+    """Compile gates in place; on a CPU their products are faster as they are."""
+    for gate in gates.values():
+        if gate.linear.weight.is_cuda:
+            gate.compile(dynamic=True)
+
+
 def first_non_finite(modules: dict[str, nn.Module]) -> str:
     """Return the name of the first parameter that holds something else than finite numbers, "" if there is none."""
     named = ((f"{name}: {key}", p) for name, module in modules.items() for key, p in module.named_parameters())
