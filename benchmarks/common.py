@@ -53,7 +53,11 @@ PHASES = ("batch", "teacher forward", "student forward", "method and losses", "b
 LOADING = "rows | first time, s | rows/s | peak MiB | from the cache, s | rows/s | peak MiB"
 BURST = 8  # steps that follow one another on a GPU before it is waited for: as in training
 WARM_UP = 2  # steps; in the second, memory that the first freed is still being asked for again
-LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")  # how the names of CUDA's own functions for it begin
+LAUNCHES = (
+    "cudaLaunchKernel",
+    "cuLaunchKernel",
+    "cudaGraphLaunch",
+)  # how the names of CUDA's own functions for it begin
 CORES = multiprocessing.cpu_count()
 
 
@@ -202,10 +206,7 @@ def distillation(shape: Shape, variant: dict[str, Any], dropout: float) -> Disti
         compile_gates(method.gates)
     devices = dict.fromkeys(DEVICE_FLAGS, shape.device)
     if not config.cache_teacher:
-        made = Distillation(freeze(teacher), student, method, config, devices)
-        if made.scaler:
-            made.scaler.scale = torch.tensor(2.0**8)  # a step that overflows would be left out, and so be too fast
-        return made
+        return Distillation(freeze(teacher), student, method, config, devices)
     every, count = shape.tokens(), shape.batch_size * MOST_STEPS
     tokens = Tokens(
         every.ids[: every.offsets[count]], every.offsets[: count + 1], every.first_segment, every.labels[:count]
@@ -236,6 +237,8 @@ def our_distil(shape: Shape, variant: dict[str, Any], dropout: float, watch: Wat
 
 def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch: Watch) -> Job:
     """Train `task` by the package's own loop; `batch` makes a step's batch and counts its operations."""
+    if task.scaler:
+        task.scaler.scale = torch.tensor(2.0**8)  # a step that overflows would be left out, and so be too fast
     guard, seen = NonFiniteGuard(task.optimizers, task.scaler), {}
     forward, batch = watch("losses", learner(task.train())), watch("batch", batch)
     for group in task.optimizers.values():
@@ -359,8 +362,8 @@ class Host:
         can = [name for name in PRECISIONS if name == "fp32" or not unsupported_reason(name, device)]
         return torch.cuda.get_device_name(device) if self.gpu >= 0 else "", can
 
-    def kernels(self, number: int) -> int:
-        """Return how many kernels a step, one that was done before, launches on the GPU."""
+    def launches(self, number: int) -> int:
+        """Return how many kernels and graphs a step, one that was done before, launches on the GPU."""
         with torch.profiler.profile() as profiler:  # of all that is there: CPU and CUDA
             self.job.step(number)
             self.clock()

@@ -205,12 +205,12 @@ def compare(
     """
     on_gpu = shape.device_id >= 0
 
-    def row(name: str, precision: str, steps: list[dict[str, float]], kernels: int, *cells: str) -> list[str]:
+    def row(name: str, precision: str, steps: list[dict[str, float]], launches: int, *cells: str) -> list[str]:
         seconds = [step["seconds"] for step in steps]
         per_second = 1 / statistics.median(seconds)
         speed = [common.milliseconds(seconds), f"{per_second:.2f}", f"{examples * per_second:.1f}"]
         share = [f"{rate(steps):.1f}", f"{rate(steps) / best[precision]:.0%}"]
-        return [name, *speed, *cells, *share, *[str(kernels)] * on_gpu]
+        return [name, *speed, *cells, *share, *[str(launches)] * on_gpu]
 
     def warm_up(worker: Worker) -> None:
         for number in range(1, common.WARM_UP + 1):
@@ -230,16 +230,18 @@ def compare(
                         worker.ask("step", number)
                     turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
                     peak, peak_before = worker.ask("peak"), base.ask("peak")
-                    kernels, kernels_before = (one.ask("kernels", timed[0]) if on_gpu else 0 for one in (worker, base))
+                    launches, launches_before = (
+                        one.ask("launches", timed[0]) if on_gpu else 0 for one in (worker, base)
+                    )
                 taken[name] = [after for _, after in turns]
                 before.extend(first for first, _ in turns)
                 faster = statistics.median(first["seconds"] / after["seconds"] for first, after in turns)
                 apart = differences(Path(folder, "plain.npz"), Path(folder, f"{name}.npz"))
                 cells = (f"{faster:.2f}", f"{peak:.0f}", f"{peak / peak_before:.2f}", *apart)
-                yield row(name, precision, taken[name], kernels, *cells)
-        yield row("plain", "fp32", before, kernels_before, "1", f"{peak_before:.0f}", "1", "", "")
+                yield row(name, precision, taken[name], launches, *cells)
+        yield row("plain", "fp32", before, launches_before, "1", f"{peak_before:.0f}", "1", "", "")
 
-    common.table(HEAD.format(what=what) + " | kernels" * on_gpu, rows())
+    common.table(HEAD.format(what=what) + " | launches" * on_gpu, rows())
     return taken
 
 

@@ -44,7 +44,9 @@ def test_a_dry_run_leaves_the_disk_as_it_was(
     tiny.run_script(script, *switches, **flags)
     assert listing(root) == before
     said = capsys.readouterr().out
-    assert re.match(r"a step: \d+ ms \(mean of \d+, after a first one\); memory: [\d.]+ [MG]iB on cpu\nthe run: ", said)
+    assert re.match(
+        r"a step: \d+ ms \(median of \d+, after a first one\); memory: [\d.]+ [MG]iB on cpu\nthe run: ", said
+    )
     assert ("  hidden " in said) == (script != "run_fine_tune")
     assert said.endswith("nothing was written\n")
     tiny.run_script(script, *switches[1:], **flags)  # the control: the run itself does leave something

@@ -42,14 +42,18 @@ def needs_memory(doing: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 
 def is_memory(error: BaseException | None) -> bool:
-    """Tell whether an error is about memory that does not suffice, or was raised from one.
+    """Tell whether an error is about memory that does not suffice, or was raised from one, or while one was handled.
 
     Who reads a file that may be damaged takes any error of a library for a sign of that.
     """
     if error is None:
         return False
     said = "" if isinstance(error, Stop) else str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in said for sign in SIGNS) or is_memory(error.__cause__)
+    return (
+        isinstance(error, MemoryError)
+        or any(sign in said for sign in SIGNS)
+        or is_memory(error.__cause__ or error.__context__)
+    )
 
 
 def cures(flags: Namespace) -> list[str]:
@@ -63,6 +67,8 @@ def cures(flags: Namespace) -> list[str]:
             found.append("--pad_loss masked (other numbers)")
         if given.get("precision") == "fp32" and flags.device_id >= 0:
             found.append("--precision bf16 (other numbers)")
+        if given.get("compile") and flags.device_id >= 0:
+            found.append("no --compile (numbers change by rounding)")
     if given.get("batch_size", 1) > 1:
         found.append("a smaller --batch_size" + (" (other numbers)" if "accum_step" in given else ""))
     return found or ["a machine with more memory"]

@@ -1,8 +1,9 @@
 """--dry_run: a few real steps in memory, and what they say of the run: time, memory, disk, weight of each loss."""
 
+import statistics
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, count, islice
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from fine_tune.training.graphs import learner
 from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
 from fine_tune.training.summary import disk_needs, duration, memory_words, peak_memory, reset_peak_memory
-from fine_tune.training.task import Task
+from fine_tune.training.task import Task, TaskOutput
 
 SECONDS, STEPS = 8.0, 50  # steps are taken until the first or the second is reached, but at least two
 
@@ -29,17 +30,17 @@ class Term(NamedTuple):
 
 def dry_run(config: Namespace, task: Task, batches: Iterator[Batch]) -> None:
     """Print what to expect of the run of `task`, on standard output; nothing is written."""
-    task.train()
+    learns = learner(task.train())  # first, since layouts depend on it
     first = list(islice(batches, config.accum_step))
     terms = gradients(task, first)
     lines = weights(terms, getattr(config, "mu", 0.0)) if len(terms) > 1 else []
     del terms  # before memory is measured
     reset_peak_memory(task.gpus)
-    taken = seconds(config, task, chain(first, batches))
-    each = sum(taken[1:]) / len(taken[1:])  # the first step also sets things up
+    taken = seconds(config, task, learns, chain(first, batches))
+    each = statistics.median(taken[1:])  # the first step also sets things up
     if distributed.is_main_process():
         needs, peak = disk_needs(config, task), memory_words(peak_memory(task.gpus))
-        print(f"a step: {each * 1e3:.0f} ms (mean of {len(taken) - 1}, after a first one); memory: {peak}")
+        print(f"a step: {each * 1e3:.0f} ms (median of {len(taken) - 1}, after a first one); memory: {peak}")
         whole = duration(each * config.total_step)
         print(f"the run: {config.total_step} steps in {whole}, without what saving and evaluating take")
         print(f"disk: {needs.words()} in all at most")
@@ -48,13 +49,15 @@ def dry_run(config: Namespace, task: Task, batches: Iterator[Batch]) -> None:
         print("nothing was written")
 
 
-def seconds(config: Namespace, task: Task, batches: Iterator[Batch]) -> list[float]:
-    """Do steps of training in memory; return the seconds of each."""
+def seconds(
+    config: Namespace, task: Task, learns: Callable[[Batch], TaskOutput], batches: Iterator[Batch]
+) -> list[float]:
+    """Do steps of training in memory, by what `learns` the task; return the seconds of each."""
     guard, times = NonFiniteGuard(task.optimizers, task.scaler), [time.perf_counter()]
 
     def steps() -> Iterator[int]:
         for step in count(1):
-            enough = distributed.all_gather(times[-1] - times[0] > SECONDS or step > STEPS)
+            enough = distributed.all_gather(times[-1] - times[:2][-1] > SECONDS or step > STEPS)
             if step > 2 and enough[0]:  # all ranks do as the first
                 return
             yield step
@@ -67,7 +70,7 @@ def seconds(config: Namespace, task: Task, batches: Iterator[Batch]) -> list[flo
         guard.raise_if_tripped()
         interrupt.poll()
 
-    train(steps(), config.accum_step, batches, learner(task), task.optimizers, guard, log, save)
+    train(steps(), config.accum_step, batches, learns, task.optimizers, guard, log, save)
     return [after - before for before, after in zip(times, times[1:], strict=False)]
 
 

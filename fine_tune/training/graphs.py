@@ -16,6 +16,8 @@ from fine_tune.data.tokens import Batch
 from fine_tune.training import distributed
 from fine_tune.training.task import Task, TaskOutput
 
+MOST = 64  # graphs: each takes time to capture, and memory
+
 
 def learner(task: Task) -> Callable[[Batch], TaskOutput]:
     """Return what computes a batch of `task` in training: itself, a rank's part of it, or graphs with --compile."""
@@ -35,7 +37,8 @@ def captured(task: Task) -> Callable[[Batch], TaskOutput]:
 class CapturedTask:
     """A task whose passes are graphs: what is called and differentiated is the same, and so are the numbers.
 
-    A call's results hold until the next one. A watched batch, one in many, is computed without a graph.
+    A call's results hold until the next one. A watched batch, one in many, is computed without a graph, and so is one
+    of a further shape when MOST have a graph.
     """
 
     def __init__(self, task: Task) -> None:
@@ -44,17 +47,20 @@ class CapturedTask:
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.pool = torch.cuda.graph_pool_handle()  # of all graphs: no two are at work at a time
         self.needed: list[tuple[nn.Parameter, torch.Tensor]] = []  # with where the graphs add up the gradients
-        self.anchor = torch.zeros((), device=task.devices[0], requires_grad=True)  # makes a loss differentiable
+        self.device = task.devices[0]
+        self.stream = torch.cuda.Stream(self.device)  # on which is captured
+        self.anchor = torch.zeros((), device=self.device, requires_grad=True)  # makes a loss differentiable
 
     def __call__(self, batch: Batch) -> TaskOutput:
         """Return the task's losses of a batch."""
-        if batch.watched:
-            return self.task(batch)
         layout = batch.layout
         sizes = (layout.batch, len(layout), len(layout.token_rows), layout.max_rows, layout.max_seqlen)
         shape = (*sizes, layout.whole)
+        if batch.watched or shape not in self.captured and len(self.captured) == MOST:
+            return self.task(batch)
         if shape not in self.captured:
-            self.captured[shape] = Passes(self, batch)
+            with torch.cuda.device(self.device):
+                self.captured[shape] = Passes(self, batch)
         passes = self.captured[shape]
         passes.take(batch)
         output = passes.output
@@ -65,24 +71,23 @@ class Passes:
     """The two graphs of a shape of batches, and the batch that they read."""
 
     def __init__(self, owner: CapturedTask, batch: Batch) -> None:
-        self.owner, task, device = owner, owner.task, owner.anchor.device
-        self.batch = batch.to(device)
-        with torch.random.fork_rng(devices=[device]):  # a capture draws nothing that a run could miss
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):  # what is set up at the first use must not be captured
+        self.owner, task = owner, owner.task
+        self.batch = batch.to(owner.device)
+        with torch.random.fork_rng(devices=[owner.device]):  # a capture draws nothing that a run could miss
+            owner.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(owner.stream):  # what is set up at the first use must not be captured
                 gradients = self.gradients(task(self.batch).loss)
-            torch.cuda.current_stream(device).wait_stream(side)
+            torch.cuda.current_stream().wait_stream(owner.stream)
         if not owner.needed:
             pairs = zip(owner.parameters, gradients, strict=True)
             owner.needed = [(p, torch.zeros_like(p)) for p, gradient in pairs if gradient is not None]
         del gradients
         self.batch = replace(self.batch, layout=replace(self.batch.layout))  # without what was worked out outside
-        self.scale = torch.ones((), device=device)
+        self.scale = torch.ones((), device=owner.device)
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward, pool=owner.pool):
+        with torch.cuda.graph(self.forward, owner.pool, owner.stream):
             output = task(self.batch)
-        with torch.cuda.graph(self.backward, pool=owner.pool):
+        with torch.cuda.graph(self.backward, owner.pool, owner.stream):
             found = [gradient for gradient in self.gradients(output.loss, self.scale) if gradient is not None]
             torch._foreach_add_([total for _, total in owner.needed], found)
         self.output = TaskOutput(output.loss.detach(), *(detached(named) for named in output[1:]))
@@ -95,7 +100,7 @@ class Passes:
         """Copy a batch to where the graphs read it."""
         for mine, theirs in ((self.batch, batch), (self.batch.layout, batch.layout)):
             for name in (field.name for field in fields(mine) if field.type is torch.Tensor):
-                getattr(mine, name).copy_(moved(getattr(theirs, name), self.scale.device))
+                getattr(mine, name).copy_(moved(getattr(theirs, name), self.owner.device))
 
 
 class Replay(torch.autograd.Function):
