@@ -49,11 +49,8 @@ def is_memory(error: BaseException | None) -> bool:
     if error is None:
         return False
     said = "" if isinstance(error, Stop) else str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or any(sign in said for sign in SIGNS)
-        or is_memory(error.__cause__ or error.__context__)
-    )
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return isinstance(error, MemoryError) or any(sign in said for sign in SIGNS) or is_memory(before)
 
 
 def cures(flags: Namespace) -> list[str]:
