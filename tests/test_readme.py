@@ -15,7 +15,7 @@ from fine_tune.cli.runs import RESUMABLE_FLAGS
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "results/README.md"]
 TEXT = (ROOT / "README.md").read_text()
 SCRIPTS = {path.stem for path in [*ROOT.glob("run_*.py"), ROOT / "generate_test_prediction.py"]}
 VERBS = {f"fine_tune.{path.stem}" for path in ROOT.glob("fine_tune/*.py") if "run_script" in path.read_text()}

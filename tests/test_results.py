@@ -1,0 +1,96 @@
+"""The tables and the picture of our own results, against the files that they were made from."""
+
+import json
+import re
+import runpy
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from tests.processes import ROOT
+from tests.test_readme import blocks, called, parsed
+
+TABLES = runpy.run_path(str(ROOT / "results/tables.py"))
+MAPS = runpy.run_path(str(ROOT / "results/maps.py"))
+README, PAGE = ((ROOT / name).read_text() for name in ("README.md", "results/README.md"))
+TASKS = list(TABLES["TASKS"])
+
+
+def test_the_tables_are_those_of_the_files() -> None:
+    assert TABLES["summary"]() in README
+    for table in (*map(TABLES["methods"], TASKS), TABLES["tuning"]()):
+        assert table in PAGE
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_means_and_intervals_are_those_of_the_seeds(task: str) -> None:
+    """What the report made of each seed's score, made anew: five seeds, the same of every method."""
+    found = TABLES["read"](task)
+    scores = {name: {seed["seed"]: seed["score"] for seed in group["seeds"]} for name, group in found["groups"].items()}
+    assert set(scores) == set(TABLES["METHODS"])
+    assert {tuple(sorted(each)) for each in scores.values()} == {(1, 2, 3, 4, 5)}
+    for name, each in scores.items():
+        known = found["groups"][name]["mean"]
+        values = np.array([each[seed] for seed in range(1, 6)])
+        assert known["mean"] == pytest.approx(values.mean())
+        assert known["sd"] == pytest.approx(values.std(ddof=1))
+        if name != "logits only":
+            apart = values - [scores["logits only"][seed] for seed in range(1, 6)]
+            interval = stats.ttest_1samp(apart, 0).confidence_interval()
+            assert found["comparisons"][name]["difference"]["interval"] == pytest.approx(list(interval))
+
+
+def verdicts(name: str) -> dict[str, str]:
+    """Return the verdict of every method that has a hidden loss."""
+    found = TABLES["read"](name)["comparisons"]
+    return {method: TABLES["verdict"](one) for method, one in found.items() if not method.endswith(" only")}
+
+
+SAID: dict[str, Callable[[str], bool]] = {  # sentences of README, and what makes them true on a task
+    "every hidden loss beats logits only on both tasks": lambda task: set(verdicts(task).values()) == {"better"},
+    "none can be told from BERT-PKD": lambda task: (
+        set(verdicts(f"{task}-against-pkd").values()) == {"not distinguishable"}
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", SAID)
+def test_what_is_said_follows(sentence: str) -> None:
+    assert sentence in " ".join(README.split())
+    assert all(map(SAID[sentence], TASKS))
+
+
+def test_mu_100_is_never_far_from_the_best() -> None:
+    found = re.search(r"mu 100 was at most ([\d.]+) points below the best", " ".join(README.split()))
+    behind = []
+    for task in TASKS:
+        groups = json.loads((ROOT / f"results/{task}-tune.json").read_text())["groups"]
+        score = {group["name"]: group["mean"]["mean"] for group in groups}
+        for method in {name.partition(" mu=")[0] for name in score}:
+            tried = [value for name, value in score.items() if name.startswith(f"{method} mu=")]
+            assert len(tried) == 3
+            behind.append(max(tried) - score[f"{method} mu=100"])
+    assert float(found[1]) == round(max(behind), 1)
+
+
+def test_the_commands_are_those_of_a_comparison(tmp_path: Path) -> None:
+    """Per task a teacher, 6 methods x 3 mu, 8 methods x 5 seeds, a report: commands that their scripts take."""
+    [block] = blocks(ROOT / "results/README.md")
+    block = block.replace("EXPERIMENT_DIR=data/compare", f"EXPERIMENT_DIR={tmp_path}")
+    done = subprocess.run(["bash", "-ec", f"export PRINT=1\n{block}"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(TASKS) * (1 + 18 + 40 + 1)
+    for words in called([shlex.split(command) for line in lines for command in line.split(" && ")]):
+        parsed(words)
+
+
+def test_the_picture_is_of_the_values() -> None:
+    picture = Image.open(MAPS["PICTURE"])
+    assert json.loads(picture.text["values"]) == json.loads(MAPS["VALUES"].read_text())
+    assert picture.size == MAPS["picture"](json.loads(MAPS["VALUES"].read_text())).size
