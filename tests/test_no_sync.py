@@ -48,8 +48,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "ONE_DNN", False)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(("pad_loss", "mu"), [("all", 9), ("masked", 9), ("all", 0)])
+CASES = [(name, pad_loss, 9) for name in METHODS for pad_loss in ("all", "masked")]
+CASES += [("lad", "all", 0), ("pkd", "all", 0)]  # without a hidden loss a method is its gates, or nothing
+
+
+@pytest.mark.parametrize(("name", "pad_loss", "mu"), CASES)
 def test_a_step_reads_no_value(name: str, pad_loss: str, mu: float) -> None:
     """Without padding or with some rows missing; which rows are sampled is decided before the step."""
     step(name, pad_loss, mu)
