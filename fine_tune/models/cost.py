@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,14 @@ class Cost:
 
 def cost(sizes: dict[str, Any], num_class: int, seq_len: int) -> Cost:
     """Count what a classifier of an encoder's `sizes` costs, without making its weights."""
+    return counted(tuple(sizes.items()), num_class, seq_len)
+
+
+@cache  # most runs of a report are alike
+def counted(sizes: tuple[tuple[str, Any], ...], num_class: int, seq_len: int) -> Cost:
+    """Count what `cost` returns."""
     with torch.device("meta"):
-        model = BertClassifier(empty_encoder(sizes), num_class, 0.0).eval()
+        model = BertClassifier(empty_encoder(dict(sizes)), num_class, 0.0).eval()
         batch = full_batch(1, seq_len).to(torch.device("meta"))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.linear_layer(model.encoder(batch, cls_only=False)[0])
