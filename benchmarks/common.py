@@ -53,11 +53,7 @@ PHASES = ("batch", "teacher forward", "student forward", "method and losses", "b
 LOADING = "rows | first time, s | rows/s | peak MiB | from the cache, s | rows/s | peak MiB"
 BURST = 8  # steps that follow one another on a GPU before it is waited for: as in training
 WARM_UP = 2  # steps; in the second, memory that the first freed is still being asked for again
-LAUNCHES = (
-    "cudaLaunchKernel",
-    "cuLaunchKernel",
-    "cudaGraphLaunch",
-)  # how the names of CUDA's own functions for it begin
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")  # how the names of CUDA's functions for it begin
 CORES = multiprocessing.cpu_count()
 
 

@@ -28,8 +28,11 @@ def attend(
     A CPU goes from example to example where padding all to one length would cost more; the numbers are the same, those
     that dropout draws included.
     """
-    worth_it = padding_cost(asked, layout, query_RD.shape[1]) > CALLS * asked.batch
-    if query_RD.device.type == "cpu" and worth_it and layout.is_token.all():
+    if (
+        query_RD.device.type == "cpu"
+        and padding_cost(asked, layout, query_RD.shape[1]) > CALLS * asked.batch
+        and layout.is_token.all()
+    ):
         parts = by_example(query_RD, key_ND, value_ND, asked, layout, heads, dropout)
         return torch.cat([mixed_HqE.transpose(0, 1).flatten(1) for mixed_HqE in parts])
     query_BHQE = split_heads(asked.pad_input(query_RD), heads)
