@@ -22,7 +22,7 @@ from fine_tune.cli.evaluations import (
     read_evaluation,
     scored,
 )
-from fine_tune.cli.runs import is_finished, last_written, log_folder, own_folder
+from fine_tune.cli.runs import checkpoint_steps, is_finished, last_written, log_folder, own_folder
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_write, sha256, waiting_lock, write_json
 from fine_tune.core.memory import needs_memory
@@ -44,7 +44,7 @@ def evaluate(flags: Namespace) -> None:
     """
     folder = own_folder(flags)
     finished = is_finished(folder, flags.run_config)
-    steps = [step for step in checkpoint.steps(folder) if step >= flags.ckpt]
+    steps = [step for step in checkpoint_steps(folder) if step >= flags.ckpt]
     if not steps:
         raise UserError(f"--ckpt {flags.ckpt}: {folder} holds no model-<step>.pt from that step on")
     started = last_written(folder / "config.json")

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
-from transformers import BertConfig
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertModel
 
 from fine_tune.core.errors import UserError
 from fine_tune.models import bert
@@ -23,6 +25,7 @@ from fine_tune.models.cost import cost
 from fine_tune.reporting.analysis import agreement
 from fine_tune.reporting.collect import Run
 from tests import made, tiny
+from tests.processes import ROOT
 
 LAD = {1: 0.9091, 2: 0.9104, 3: 0.9083, 4: 0.9095, 5: 0.9105}
 PKD = {1: 0.9060, 2: 0.9071, 3: 0.9066, 4: 0.9049, 5: 0.9075}
@@ -94,6 +97,23 @@ def test_the_cost_of_bert_base(layers: int, gflops: float, million: float) -> No
     assert found.gflops == pytest.approx(gflops, abs=0.005)
     assert found.attention_gflops == pytest.approx(layers * 2 * 2 * 128 * 128 * 768 / 1e9)
     assert found.params / 1e6 == pytest.approx(million, abs=0.005)
+
+
+def test_the_cost_is_what_torch_counts_in_the_library() -> None:
+    sizes = {"vocab_size": 60, "hidden_size": 12, "num_hidden_layers": 3, "intermediate_size": 20}
+    sizes |= {"max_position_embeddings": 40, "type_vocab_size": 2}
+    config = BertConfig(**sizes, num_attention_heads=2, attn_implementation="eager")
+    model = nn.ModuleDict({"bert": BertModel(config).eval(), "head": nn.Linear(12, 5)})
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model["head"](model["bert"](torch.ones(1, 30, dtype=torch.int64)).pooler_output)
+    products = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    assert products.keys() == {"aten.addmm", "aten.bmm"}
+    found = cost(sizes, 5, 30)
+    assert found.gflops * 1e9 == pytest.approx(products["aten.addmm"])
+    assert found.attention_gflops * 1e9 == pytest.approx(products["aten.bmm"])
+    assert found.params == sum(parameter.numel() for parameter in model.parameters())
+    embeddings = sum(parameter.numel() for parameter in model["bert"].embeddings.parameters())
+    assert found.params_without_embeddings == found.params - embeddings
 
 
 # --- groups and their numbers -----------------------------------------------------------------------------------------
@@ -313,12 +333,26 @@ def test_a_picture(root: Path, printed: Any) -> None:
     assert (root / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_help_comes_without_torch(tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "fine_tune.report", "-h"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+def imports_of(*words: object) -> tuple[str, set[str]]:
+    """Return what a report in a process of its own prints, and the packages that it imports."""
+    command = [sys.executable, "-X", "importtime", "-m", "fine_tune.report", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    assert done.stdout.startswith("usage: python -m fine_tune.report EXPERIMENT [...] --task TASK [more flags]\n")
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "fine_tune" in imported
+    return done.stdout, imported
+
+
+def test_the_help_comes_without_a_package() -> None:
+    out, imported = imports_of("-h")
+    assert out.startswith("usage: python -m fine_tune.report EXPERIMENT [...] --task TASK [more flags]\n")
     assert not imported & {"torch", "numpy", "scipy", "transformers"}
+
+
+def test_a_report_comes_without_torch(root: Path) -> None:
+    """Torch takes longer to import than all of a report's numbers."""
+    both(root, LAD, PKD)
+    paths = [word for name, value in tiny.paths(root).items() for word in (f"--{name}", value)]
+    out, imported = imports_of("*", "--task", "qqp", *paths)
+    assert "GFLOPs" in out
+    assert not imported & {"torch", "transformers"}

@@ -19,7 +19,6 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from fine_tune import evaluate
 from fine_tune.core.errors import NotFinite, UserError
-from fine_tune.training import checkpoint
 from tests import golden, tiny
 from tests.interruptions import in_child
 from tests.processes import ROOT, Process, arguments
@@ -282,14 +281,14 @@ def test_logits_that_are_not_finite_are_no_result(root: Path) -> None:
 def test_a_checkpoint_that_goes_under_the_evaluation_is_left_out(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    folder, steps = root / "runs" / "teacher_bert_qqp", checkpoint.steps
+    folder, steps = root / "runs" / "teacher_bert_qqp", evaluate.checkpoint_steps
 
     def pruned(folder: Path) -> list[int]:
         found = steps(folder)
         (folder / "model-2.pt").unlink()
         return found
 
-    monkeypatch.setattr(checkpoint, "steps", pruned)
+    monkeypatch.setattr(evaluate, "checkpoint_steps", pruned)
     tiny.run_script("run_fine_tune_eval", experiment="teacher", task="qqp", dataset="dev", **tiny.paths(root))
     assert f"note: {folder / 'model-2.pt'} has gone meanwhile and is left out" in capsys.readouterr().err
     assert [row["step"] for row in json.loads((folder / "eval-dev.json").read_text())["checkpoints"]] == [4]
@@ -325,7 +324,7 @@ def test_two_evaluations_at_once_lose_no_row(root: Path) -> None:
 
     children = []
     for step in (2, 4):
-        only = (checkpoint, "steps", lambda folder, step=step: [step])
+        only = (evaluate, "checkpoint_steps", lambda folder, step=step: [step])
         action = lambda: tiny.run_script("run_fine_tune_eval", **flags)  # noqa: E731
         thread = threading.Thread(target=in_child, args=(action, only, (evaluate, "read_evaluation", slow)))
         thread.start()

@@ -69,6 +69,12 @@ def log_folder(folder: Path) -> Path:
     return folder.parent / "log" / folder.name
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the model checkpoints in `folder`, ascending."""
+    found = (re.fullmatch(r"model-([0-9]+)\.pt", path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
 def is_finished(folder: Path, config: Namespace) -> bool:
     """Tell whether the run in `folder` has come to its last step; the authors' configs need not name that."""
     last = getattr(config, "total_step", None)

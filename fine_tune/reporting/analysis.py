@@ -1,4 +1,4 @@
-"""What a report says in numbers: scores in percent, differences in points.
+"""What a report says in numbers: scores in percent, differences in points. Without torch, which takes seconds.
 
 Shapes: n examples of the split, R runs, B draws.
 """
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from fine_tune.cli.runs import data_file
 from fine_tune.core.errors import UserError
@@ -18,7 +17,7 @@ from fine_tune.data import statistics
 from fine_tune.data.statistics import CONFUSIONS, CORRELATIONS, Difference, Interval, Mean
 from fine_tune.data.tasks import task_spec
 from fine_tune.data.tsv import read_examples
-from fine_tune.models.cost import Cost, cost, milliseconds
+from fine_tune.models.cost import Cost, cost
 from fine_tune.reporting.collect import Collection, Run, beyond_the_method, evaluated_on
 
 DRAWS = 1000  # of seeds and examples
@@ -209,21 +208,6 @@ def agreement(run: Run, teacher: Run | None) -> float | None:
         return 100 * float((own == other).mean())
     value = statistics.pearson(other, own[None], np.ones((1, len(own))))
     return None if np.isnan(value).any() else 100 * float(value[0, 0])
-
-
-def measure(report: Report, collection: Collection, device: torch.device) -> None:
-    """Time teachers and groups in turns, each size of an encoder once, and put the milliseconds into `report`."""
-    lines: list[tuple[Model, Run]] = list(zip(report.teachers, collection.teachers.values(), strict=True))
-    lines += [(group, collection.groups[group.name][0]) for group in report.groups]
-    known = [(line, str(run.config.encoder), run) for line, run in lines if hasattr(run.config, "encoder")]
-    sized = {key: run.config.encoder for _, key, run in known}
-    config = lines[0][1].config
-    times = milliseconds(sized, config.num_class, config.max_seq_len, BATCH_SIZES, device)
-    for line, key, _ in known:
-        line.milliseconds = times[key]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    threads = torch.get_num_threads()
-    report.measured_on = f"{where}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

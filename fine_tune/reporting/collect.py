@@ -18,10 +18,9 @@ from fine_tune.cli.evaluations import (
     logits_path,
     read_evaluation,
 )
-from fine_tune.cli.runs import NOT_FLAGS, is_finished, read_run, shared_settings
+from fine_tune.cli.runs import NOT_FLAGS, checkpoint_steps, is_finished, read_run, shared_settings
 from fine_tune.core.errors import UserError
 from fine_tune.data.logits import read_logits
-from fine_tune.training import checkpoint
 
 VARIANTS = ("alp_exp", "probing_exp", "method")  # the flags that name a method, the most exact first
 
@@ -123,7 +122,7 @@ def read_scored(flags: Namespace, folder: Path, config: Namespace, missing: list
     path = evaluation_path(folder, flags.dataset)
     cure = evaluation_command(flags, name, flags.model, flags.dataset)
     read = read_evaluation(path) if path.is_file() else Evaluation([], {})
-    steps = checkpoint.steps(folder)
+    steps = checkpoint_steps(folder)
     last = getattr(config, "total_step", None)
     done = is_finished(folder, config) or last in [row["step"] for row in read.rows]
     if not done:
@@ -151,7 +150,7 @@ def chosen_checkpoint(
         what = f"{flags.metric} is not defined (constant predictions)" if flags.metric in row else f"no {flags.metric}"
         missing.append(f"{who}: {what}, so it is left out, and the others' mean is too good")
         return None
-    unscored = sorted(set(checkpoint.steps(folder)) - {row["step"] for row in read.rows})
+    unscored = sorted(set(checkpoint_steps(folder)) - {row["step"] for row in read.rows})
     if unscored:
         missing.append(f"{who} has checkpoints without a score, {', '.join(map(str, unscored))}: {cure}")
     logits = read_logits(logits_path(folder, flags.dataset, row["step"]), config.num_class, read.facts.get("rows"))

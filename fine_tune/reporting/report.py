@@ -3,24 +3,25 @@
 from argparse import Namespace
 
 from fine_tune.core.errors import UserError
-from fine_tune.reporting.analysis import analyse, measure
+from fine_tune.reporting.analysis import analyse
 from fine_tune.reporting.collect import collect
 from fine_tune.reporting.plot import plot
 from fine_tune.reporting.render import FORMATS
-from fine_tune.training import distributed
-from fine_tune.training.log import print0
 
 
 def report(flags: Namespace) -> None:
     """Print the report that `flags` describe."""
-    device = distributed.select_devices(flags)["device_id"] if flags.measure else None
     collection = collect(flags)
     if flags.baseline not in (None, *collection.groups):
         raise UserError(f"--baseline {flags.baseline}: the groups are {', '.join(collection.groups)}")
     found = analyse(flags, collection)
-    if device:
-        measure(found, collection, device)
+    if flags.measure:
+        from fine_tune.reporting.timing import (
+            measure,
+        )  # here: torch takes seconds to import
+
+        measure(found, collection, flags)
     if flags.plot:
         plot(found, flags.plot)
-        print0(f"written: {flags.plot}")
+        print(f"written: {flags.plot}")
     print(FORMATS[flags.format](found))

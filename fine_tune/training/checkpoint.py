@@ -80,12 +80,6 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise NotFinite(f"{bad} holds numbers that are not finite; use an earlier checkpoint")
 
 
-def steps(folder: Path) -> list[int]:
-    """Return the steps of the model checkpoints in `folder`, ascending."""
-    found = (re.fullmatch(r"model-([0-9]+)\.pt", path.name) for path in folder.iterdir())
-    return sorted(int(match[1]) for match in found if match)
-
-
 def save_checkpoint(folder: Path, step: int, task: Task, vectors: dict[str, torch.Tensor]) -> None:
     """Write `<name>-<step>.pt` for every trainable module (its bare state dict) and every vector, all on the CPU.
 
