@@ -18,7 +18,7 @@ from fine_tune.core import files, interrupt, torchrun
 from fine_tune.core.errors import UserError
 from fine_tune.training import distributed
 from tests import golden, tiny
-from tests.processes import ROOT, Process, Ranks, arguments
+from tests.processes import ROOT, Process, Ranks, arguments, read
 
 
 def torchrun_two(script: str, **flags: object) -> subprocess.Popen:
@@ -72,6 +72,7 @@ def test_a_teacher_of_two_processes_of_torchrun(root: Path) -> None:
     process = torchrun_two("run_fine_tune", **flags | {"experiment": "two"})
     _, complaint = process.communicate(timeout=300)
     assert process.returncode == 0, complaint
+    assert "Warning" not in complaint
     assert losses(root, "two", "loss") == pytest.approx(losses(root, "one", "loss"), rel=1e-5)
 
 
@@ -144,30 +145,51 @@ def test_a_signal_to_one_rank_after_the_other_stops_all_in_good_order(root: Path
     assert complaint.count("run_pkd_distill.py: stopped: SIGTERM: saved after step") == 1, complaint
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_signals_to_torchrun_stop_its_ranks_in_good_order(root: Path, killed: bool) -> None:
-    """A cluster ends a job so that every rank hears its own signal, and the one that torchrun passes on.
-
-    A torchrun that is killed passes nothing on: its ranks notice.
-    """
+def test_signals_to_torchrun_stop_its_ranks_in_good_order(root: Path) -> None:
+    """A cluster ends a job so that every rank hears its own signal, and the one that torchrun passes on."""
     flags = tiny.student_flags(root, total_step=100_000, ckpt_step=100_000)
     quick = {"student_init": "random", "embedding_init": "random"}  # without transformers' BertModel
     process = torchrun_two("run_pkd_distill", **flags | quick)
     folder = root / "runs" / "student_bert_qqp"
     wait_for(folder / "config.json")
     time.sleep(1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == 2
-    for process_id in (*children, process.pid, *children) if not killed else ():
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    for process_id in (*ranks, process.pid, *ranks):
         os.kill(int(process_id), signal.SIGTERM)
-    if killed:
-        process.kill()
     try:
         _, complaint = process.communicate(timeout=60)  # until the ranks, which write there too, have ended
     except subprocess.TimeoutExpired:
-        for process_id in children:
+        for process_id in ranks:
             os.kill(int(process_id), signal.SIGKILL)
         raise
+    assert (folder / "state.pt").is_file(), complaint
+    assert complaint.count("run_pkd_distill.py: stopped: SIGTERM: saved after step") == 1, complaint
+
+
+def test_ranks_notice_that_their_launcher_was_killed(root: Path) -> None:
+    """It passes nothing on. Here it is a process that does what torchrun does: starts two, and waits."""
+    flags = tiny.student_flags(root, total_step=100_000, ckpt_step=100_000)
+    folder = root / "runs" / "student_bert_qqp"
+    launcher = os.fork()
+    if launcher == 0:
+        Ranks("run_pkd_distill", **flags).wait()
+        os._exit(0)
+    wait_for(folder / "config.json")
+    time.sleep(0.5)
+    ranks = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    assert len(ranks) == 2
+    errors = [open(f"/proc/{process_id}/fd/2") for process_id in ranks]
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    limit = time.monotonic() + 60
+    while any(Path(f"/proc/{process_id}/fd/2").exists() for process_id in ranks):
+        if time.monotonic() > limit:
+            for process_id in ranks:
+                os.kill(int(process_id), signal.SIGKILL)
+            raise AssertionError("they train on alone")
+        time.sleep(0.01)
+    complaint = "".join(map(read, errors))
     assert (folder / "state.pt").is_file(), complaint
     assert complaint.count("run_pkd_distill.py: stopped: SIGTERM: saved after step") == 1, complaint
     with files.locked(folder):

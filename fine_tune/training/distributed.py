@@ -144,7 +144,8 @@ class DistributedTask(nn.Module):
 
     def __init__(self, task: Task, accum_step: int) -> None:
         super().__init__()
-        self.parallel = DistributedDataParallel(task, broadcast_buffers=False)  # no buffer ever changes
+        self.parallel = DistributedDataParallel(task)
+        self.parallel.broadcast_buffers = False  # before every pass: none ever changes; torch 2.13 renames the argument
         self.accum_step, self.calls = accum_step, 0
 
     def forward(self, batch: Batch) -> TaskOutput:
