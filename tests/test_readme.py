@@ -260,8 +260,8 @@ def tree() -> set[Path]:
     section = TEXT.partition("\n## Where things are\n")[2]
     found, folders = set(), [ROOT]
     for line in re.search(r"```text\n(.*?)```", section, re.DOTALL)[1].splitlines():
-        indent, rest = re.fullmatch(r"((?:[| ] {3})*)[|`]-- (\S.*)", line).groups()
-        depth = len(indent) // 4
+        indent, rest = re.fullmatch(r"((?:  )*)(\S.*)", line).groups()
+        depth = len(indent) // 2
         assert depth < len(folders), line
         names = re.split(r" {2,}", rest)[0].split(" ")
         paths = [folders[depth] / name for name in names]

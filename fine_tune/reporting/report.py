@@ -1,5 +1,6 @@
 """The order of a report: runs are collected, analysed, perhaps timed and drawn, and shown."""
 
+import sys
 from argparse import Namespace
 
 from fine_tune.core.errors import UserError
@@ -16,12 +17,10 @@ def report(flags: Namespace) -> None:
         raise UserError(f"--baseline {flags.baseline}: the groups are {', '.join(collection.groups)}")
     found = analyse(flags, collection)
     if flags.measure:
-        from fine_tune.reporting.timing import (
-            measure,
-        )  # here: torch takes seconds to import
+        from fine_tune.reporting.timing import measure  # not above: importing torch takes seconds
 
         measure(found, collection, flags)
     if flags.plot:
         plot(found, flags.plot)
-        print(f"written: {flags.plot}")
+        print(f"written: {flags.plot}", file=sys.stderr)
     print(FORMATS[flags.format](found))
