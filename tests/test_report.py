@@ -99,6 +99,13 @@ def test_the_cost_of_bert_base(layers: int, gflops: float, million: float) -> No
     assert found.params / 1e6 == pytest.approx(million, abs=0.005)
 
 
+def test_a_gpu_that_is_not_there_is_said_first(tmp_path: Path) -> None:
+    """Before the runs are looked for, of which there are none."""
+    flags = {"task": "qqp", "device_id": 99} | tiny.paths(tmp_path)
+    with pytest.raises(UserError, match="--device_id 99: no such GPU"):
+        tiny.run_script("fine_tune.report", "*", "--measure", **flags)
+
+
 def test_the_cost_is_what_torch_counts_in_the_library() -> None:
     sizes = {"vocab_size": 60, "hidden_size": 12, "num_hidden_layers": 3, "intermediate_size": 20}
     sizes |= {"max_position_embeddings": 40, "type_vocab_size": 2}

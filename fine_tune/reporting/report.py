@@ -12,14 +12,17 @@ from fine_tune.reporting.render import FORMATS
 
 def report(flags: Namespace) -> None:
     """Print the report that `flags` describe."""
+    if flags.measure:
+        from fine_tune.reporting.timing import measure  # not above: importing torch takes seconds
+        from fine_tune.training.distributed import select_devices
+
+        device = select_devices(flags)["device_id"]
     collection = collect(flags)
     if flags.baseline not in (None, *collection.groups):
         raise UserError(f"--baseline {flags.baseline}: the groups are {', '.join(collection.groups)}")
     found = analyse(flags, collection)
     if flags.measure:
-        from fine_tune.reporting.timing import measure  # not above: importing torch takes seconds
-
-        measure(found, collection, flags)
+        measure(found, collection, device)
     if flags.plot:
         plot(found, flags.plot)
         print(f"written: {flags.plot}", file=sys.stderr)

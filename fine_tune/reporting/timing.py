@@ -5,7 +5,6 @@ Shapes: B batch, S max_seq_len.
 
 import statistics
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +16,12 @@ from fine_tune.data.tokens import Batch
 from fine_tune.models.bert import BertClassifier, empty_encoder
 from fine_tune.reporting.analysis import BATCH_SIZES, Model, Report
 from fine_tune.reporting.collect import Collection, Run
-from fine_tune.training import distributed
 
 ROUNDS = 5  # of which the median is taken, after one to warm up
 
 
-def measure(report: Report, collection: Collection, flags: Namespace) -> None:
+def measure(report: Report, collection: Collection, device: torch.device) -> None:
     """Time teachers and groups in turns, each size of an encoder once, and put the milliseconds into `report`."""
-    device = distributed.select_devices(flags)["device_id"]
     lines: list[tuple[Model, Run]] = list(zip(report.teachers, collection.teachers.values(), strict=True))
     lines += [(group, collection.groups[group.name][0]) for group in report.groups]
     known = [(line, str(run.config.encoder), run) for line, run in lines if hasattr(run.config, "encoder")]
