@@ -2,7 +2,8 @@
 # Compares the methods: one teacher, for every method the best mu on a seed that is not reported, then all seeds, report.
 #
 #     bash scripts/compare.sh                 does what is not there yet; start it again after an interruption
-#     bash scripts/compare.sh runs            one stage alone: teacher, tune, runs, switches or report
+#     bash scripts/compare.sh runs            one stage alone: teacher, tune, runs or report
+#     bash scripts/compare.sh switches effects    what single changes to LAD and PKD do, and a report on them
 #     PRINT=1 bash scripts/compare.sh runs    prints the stage's commands instead, a line for each run
 #
 # Every variable may come from the environment: TASK=mrpc STEPS=230 SEEDS="1 2 3" bash scripts/compare.sh
@@ -109,14 +110,15 @@ switches() {
     tuned=$(tuned)
     lad=$(best_mu lad) pkd=$(method pkd "$(best_mu pkd)")
     for seed in $SEEDS; do
-        for layers in last reverse top; do student "switch-$layers-$seed" "$pkd --layer_map $layers" "$seed"; done
-        for rate in 1e-5 1e-4 1e-3; do student "switch-$rate-$seed" "$(GATE_LR=$rate method lad "$lad")" "$seed"; done
-        student "switch-embeddings-$seed" "$(method lad "$lad") --embedding_init random" "$seed"
+        for layers in last reverse top; do student "switch-pkd-$layers-$seed" "$pkd --layer_map $layers" "$seed"; done
+        for rate in 1e-5 1e-4 1e-3; do student "switch-lad-$rate-$seed" "$(GATE_LR=$rate method lad "$lad")" "$seed"; done
+        student "switch-lad-embeddings-$seed" "$(method lad "$lad") --embedding_init random" "$seed"
         for start in first random; do
-            student "switch-$start-$seed" "$(method lad "$lad") --student_init $start" "$seed"
+            student "switch-lad-$start-$seed" "$(method lad "$lad") --student_init $start" "$seed"
         done
-        for padding in sampled all; do
-            PAD_LOSS=$padding student "switch-$padding-$seed" "$(method lad "$lad")" "$seed"
+        for padding in sampled all; do  # every position of every text would be too much to keep
+            SPEED=${SPEED/--cache_teacher/} PAD_LOSS=$padding \
+                student "switch-lad-$padding-$seed" "$(method lad "$lad")" "$seed"
         done
     done
 }
@@ -125,7 +127,14 @@ report() {
     echo "python -m fine_tune.report 'run-*' ${at[*]} --dataset $DEV --baseline '$BASELINE'"
 }
 
-for stage in ${1:-teacher tune runs report}; do
+effects() {
+    for what in lad:lad "pkd:pkd layer_map=even"; do
+        echo "python -m fine_tune.report 'run-${what%%:*}-*' 'switch-${what%%:*}-*' ${at[*]} --dataset $DEV" \
+            "--baseline '${what#*:}'"
+    done
+}
+
+for stage in ${*:-teacher tune runs report}; do
     if [ "${PRINT:-}" ]; then
         "$stage"
     else

@@ -191,6 +191,18 @@ def test_groups_are_called_by_their_flags_where_the_method_is_the_same(root: Pat
         printed("*", baseline="lad")
 
 
+def test_of_single_changes_a_group_is_called_by_its_own(root: Path, printed: Any) -> None:
+    """What most groups have goes without saying; of two values one each, neither does."""
+    plain = {"mu": 100.0, "pad_loss": "masked"}
+    make(root, "A", {1: 0.9}, **plain)
+    make(root, "B", {1: 0.9}, **plain | {"mu": 10.0})
+    make(root, "C", {1: 0.9}, **plain | {"pad_loss": "all"})
+    names = [group["name"] for group in printed("*")["groups"]]
+    assert names == ["lad", "lad mu=10", "lad pad_loss=all"]
+    names = [group["name"] for group in printed("B_*", "C_*")["groups"]]
+    assert names == ["lad mu=10 pad_loss=masked", "lad mu=100 pad_loss=all"]
+
+
 def test_the_same_run_twice_is_one_sample(root: Path, printed: Any) -> None:
     make(root, "LAD", {1: 0.9})
     made.run(root, "copy", {4: 0.8, 8: 0.9}, seed=1)

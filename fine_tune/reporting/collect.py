@@ -236,11 +236,17 @@ def grouped(runs: list[Run]) -> dict[str, list[Run]]:
         methods[method_of(group[0].config)].append(group)
     named = {}
     for method, same in methods.items():
+        every = [settings(group[0].config) for group in same]
         differing = differing_settings([group[0] for group in same])
-        for group in same:
-            own = settings(group[0].config)
-            named[" ".join([method, *(f"{name}={short(own.get(name))}" for name in differing)])] = group
+        for group, own in zip(same, every, strict=True):
+            said = [name for name in differing if is_unusual(own.get(name), [each.get(name) for each in every])]
+            named[" ".join([method, *(f"{name}={short(own.get(name))}" for name in said)])] = group
     return {name: sorted(named[name], key=lambda run: run.seed) for name in sorted(named)}
+
+
+def is_unusual(value: Any, values: list[Any]) -> bool:
+    """Tell whether at most half of `values` are `value`: of single changes to one setting, the name says the change."""
+    return 2 * values.count(value) <= len(values)
 
 
 def differing_settings(runs: list[Run]) -> list[str]:
