@@ -30,7 +30,8 @@ STEPS=${STEPS:-10524}
 LR=${LR:-1e-4}
 OBJECTIVE=${OBJECTIVE:---softmax_temp 10 --soft_weight 0.7 --hard_weight 0.3}
 PAD_LOSS=${PAD_LOSS:-masked}
-SPEED=${SPEED:---cache_teacher}  # the runs share what the teacher says
+CACHE=${CACHE-40}  # GiB of disk that what the teacher says may take, for all runs; CACHE= keeps nothing: slower
+FLAGS=${FLAGS:-}  # more of them: --compile --precision bf16
 GATE_LR=${GATE_LR:-5e-7}
 PARTIAL=${PARTIAL:-2,4,6,8,10}  # the gates of partial LAD
 
@@ -62,7 +63,8 @@ student() {
     if [ -f "$EXPERIMENT_DIR/$1_bert_$TASK/eval-$DEV.json" ]; then return; fi
     echo "python $2 --experiment $1 ${at[*]} --teacher_exp teacher --tckpt $TEACHER_STEPS --num_hidden_layers $LAYERS" \
         "--batch_size 32 --lr $LR --total_step $STEPS --warmup_step $((STEPS / 10)) --ckpt_step $STEPS" \
-        "--log_step 50 --pad_loss $PAD_LOSS $SPEED --seed $3 --device_id $DEVICE" \
+        "--log_step 50 --pad_loss $PAD_LOSS ${CACHE:+--cache_teacher --cache_limit $CACHE} $FLAGS" \
+        "--seed $3 --device_id $DEVICE" \
         "&& python run_fine_tune_eval.py --experiment $1 ${at[*]} --dataset $DEV --batch_size 128"
 }
 
@@ -73,10 +75,13 @@ tuned() {
     fi
 }
 
-# The mu of a method: that of its best run in $tuned, or the first of MUS. Column 9 is the score.
+# The mu of a method: that of its best run in $tuned, the last of equals, or the first of MUS. Column 9 is the score.
 best_mu() {
     case $1 in labels | logits) echo 0; return ;; esac
-    found=$(grep ",tune-$1-mu" <<< "$tuned" | sort -t, -k9g | tail -n 1 | sed 's/.*-mu\([^,]*\),.*/\1/') || true
+    found=$(grep ",tune-$1-mu" <<< "$tuned" | LC_ALL=C sort -t, -k9g | tail -n 1 | sed 's/.*-mu\([^,]*\),.*/\1/') || true
+    if [ -z "$found" ] && [ "$MUS" != "${MUS%% *}" ]; then
+        echo "$1: the stage tune has scored no mu, so it gets the first of MUS, ${MUS%% *}" >&2
+    fi
     echo "${found:-${MUS%% *}}"
 }
 
@@ -117,8 +122,7 @@ switches() {
             student "switch-lad-$start-$seed" "$(method lad "$lad") --student_init $start" "$seed"
         done
         for padding in sampled all; do  # every position of every text would be too much to keep
-            SPEED=${SPEED/--cache_teacher/} PAD_LOSS=$padding \
-                student "switch-lad-$padding-$seed" "$(method lad "$lad")" "$seed"
+            CACHE='' PAD_LOSS=$padding student "switch-lad-$padding-$seed" "$(method lad "$lad")" "$seed"
         done
     done
 }

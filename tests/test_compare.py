@@ -25,12 +25,11 @@ SWITCHES |= {name: ("lad", "student_init", name) for name in ("first", "random")
 SWITCHES |= {name: ("lad", "pad_loss", name) for name in ("sampled", "all")}
 
 
-def lines(root: Path, *stage: str) -> list[str]:
+def lines(root: Path, *stage: str, **variables: object) -> list[str]:
     """Return what the script would do, a line for each run, on the bundled sample with a tiny BERT."""
     chosen = {"TASK": "qqp", "DATA_DIR": ROOT / "data/sample", "EXPERIMENT_DIR": root / "runs", "DEVICE": -1}
     chosen |= {"PTRAIN_VER": root / "bert", "MAX_SEQ_LEN": 16, "LAYERS": 2, "PARTIAL": 2, "SEEDS": "1 2"}
-    chosen |= {"SPEED": "--cache_teacher --weak_teacher"}
-    chosen |= {"TEACHER_STEPS": 10, "STEPS": 10, "LR": 3e-2}
+    chosen |= {"TEACHER_STEPS": 10, "STEPS": 10, "LR": 3e-2, "FLAGS": "--weak_teacher"} | variables
     environment = {"PRINT": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MUS": "1 1000"}
     environment |= {name: str(value) for name, value in chosen.items()}
     done = subprocess.run(
@@ -98,6 +97,23 @@ def test_its_lines_are_the_comparison(tmp_path: Path, capsys: pytest.CaptureFixt
         assert any(changed in one["group"] for one in found["comparisons"])
 
 
+def test_a_mu_that_nobody_chose_is_said(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """A user who gives one mu chose it."""
+    runs = lines(tmp_path, "runs")
+    assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == [f"{name}:" for name in METHODS[2:]]
+    assert lines(tmp_path, "runs", MUS="1") == runs
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("cache", ["", "7"])
+def test_what_the_teacher_says_is_kept_as_wanted(cache: str, tmp_path: Path) -> None:
+    """Not for runs that read every position: those would be too much to keep."""
+    for line in [*lines(tmp_path, "runs", CACHE=cache), *lines(tmp_path, "switches", CACHE=cache)]:
+        words = flags_of(line)
+        kept = cache and words["pad_loss"] == "masked"
+        assert [words.get(name) for name in ("cache_teacher", "cache_limit")] == (["", cache] if kept else [None, None])
+
+
 def test_each_switch_is_one_change(tmp_path: Path) -> None:
     plain = {words["experiment"]: words for words in map(flags_of, lines(tmp_path, "runs"))}
     found = [flags_of(line) for line in lines(tmp_path, "switches")]
@@ -107,7 +123,7 @@ def test_each_switch_is_one_change(tmp_path: Path) -> None:
         method, flag, value = SWITCHES[name]
         base = dict(plain[f"run-{method}-{seed}"])
         if flag == "pad_loss":
-            del base["cache_teacher"]  # every position of every text would be too much to keep
+            del base["cache_teacher"], base["cache_limit"]
         assert words == base | {"experiment": f"switch-{method}-{name}-{seed}", flag: value}
         assert words[flag] != base.get(flag)
 
