@@ -35,6 +35,8 @@ from fine_tune.training.saved_run import load_run
 from fine_tune.training.scoring import leaderboard_values, measure, predict, prediction_file, scores
 from fine_tune.training.similarity import draw_similarity
 
+STOPPED = "what was evaluated before is saved; the same command does the rest"
+
 
 @needs_memory("in evaluation; what was scored stays")
 def evaluate(flags: Namespace) -> None:
@@ -51,7 +53,7 @@ def evaluate(flags: Namespace) -> None:
     model, tokens = load_run(flags)
     facts = cache(partial(split_facts, flags, tokens.labels, finished))  # once, but not before the first batch
     log = log_folder(folder)
-    found, before = [], []
+    found, before, every = [], [], []
     # In a folder of its own: a reader of tensorboard follows one file of a folder at a time, here training's.
     with closing(EventFile(log / "eval")) as events:
         for step in steps:
@@ -60,14 +62,15 @@ def evaluate(flags: Namespace) -> None:
             digest, row = distributed.all_gather(distributed.on_main_process(look))[0]
             if row:
                 before.append(row)
+                every.append(step)
             elif load_if_there(model, path):
                 clock = time.perf_counter()
-                logits = predict(model, tokens, flags.batch_size, path)
+                logits = predict(model, tokens, flags.batch_size, path, STOPPED)
                 how = circumstances(model, digest, time.perf_counter() - clock)
                 keep = partial(record, flags, started, events, step, logits, tokens.labels, how, facts())
-                found.append(distributed.on_main_process(keep))
-        if flags.layers and (found or before):
-            every = sorted(row["step"] for row in (*found, *before))
+                found.append(distributed.on_main_process(keep))  # None elsewhere
+                every.append(step)
+        if flags.layers and every:
             distributed.on_main_process(partial(draw_similarity, flags, model, tokens, events, every))
     if not found and not before:
         raise UserError(f"--experiment {flags.experiment}: all checkpoints in {folder} have gone meanwhile")

@@ -41,7 +41,7 @@ MUS=${MUS:-10 100 1000}
 TUNE_SEED=${TUNE_SEED:-42}
 BASELINE=${BASELINE:-logits only}  # a group, as the report calls it
 
-at=(--task "$TASK" --data_dir "$DATA_DIR" --experiment_dir "$EXPERIMENT_DIR")
+at=$(printf '%q ' --task "$TASK" --data_dir "$DATA_DIR" --experiment_dir "$EXPERIMENT_DIR" | sed 's/ $//')
 
 # The script of a method and its own flags.
 method() {
@@ -58,20 +58,22 @@ method() {
     esac
 }
 
+for name in $METHODS; do method "$name" 0 > /dev/null; done
+
 # A line that trains the student $1 by $2, script and flags, with the seed $3, and scores it; none if that was done.
 student() {
     if [ -f "$EXPERIMENT_DIR/$1_bert_$TASK/eval-$DEV.json" ]; then return; fi
-    echo "python $2 --experiment $1 ${at[*]} --teacher_exp teacher --tckpt $TEACHER_STEPS --num_hidden_layers $LAYERS" \
+    echo "python $2 --experiment $1 $at --teacher_exp teacher --tckpt $TEACHER_STEPS --num_hidden_layers $LAYERS" \
         "--batch_size 32 --lr $LR --total_step $STEPS --warmup_step $((STEPS / 10)) --ckpt_step $STEPS" \
         "--log_step 50 --pad_loss $PAD_LOSS ${CACHE:+--cache_teacher --cache_limit $CACHE} $FLAGS" \
         "--seed $3 --device_id $DEVICE" \
-        "&& python run_fine_tune_eval.py --experiment $1 ${at[*]} --dataset $DEV --batch_size 128"
+        "&& python run_fine_tune_eval.py --experiment $1 $at --dataset $DEV --batch_size 128"
 }
 
 # What the runs of the tuning seed scored, as CSV; nothing where there are none.
 tuned() {
     if ls -d "$EXPERIMENT_DIR"/tune-*"_bert_$TASK" > /dev/null 2>&1; then
-        python -m fine_tune.report 'tune-*' "${at[@]}" --dataset "$DEV" --format csv
+        bash -c "python -m fine_tune.report 'tune-*' $at --dataset $DEV --format csv"
     fi
 }
 
@@ -87,11 +89,11 @@ best_mu() {
 
 teacher() {
     if [ -f "$EXPERIMENT_DIR/teacher_bert_$TASK/eval-$DEV.json" ]; then return; fi
-    echo "python run_fine_tune.py --experiment teacher ${at[*]} --dataset train --num_class $NUM_CLASS" \
-        "--ptrain_ver $PTRAIN_VER --max_seq_len $MAX_SEQ_LEN --batch_size 32 --lr $TEACHER_LR" \
+    echo "python run_fine_tune.py --experiment teacher $at --dataset train --num_class $NUM_CLASS" \
+        "--ptrain_ver $(printf %q "$PTRAIN_VER") --max_seq_len $MAX_SEQ_LEN --batch_size 32 --lr $TEACHER_LR" \
         "--total_step $TEACHER_STEPS --warmup_step $((TEACHER_STEPS / 10)) --ckpt_step $TEACHER_STEPS --log_step 50" \
         "--seed 42 --device_id $DEVICE" \
-        "&& python run_fine_tune_eval.py --experiment teacher ${at[*]} --dataset $DEV --batch_size 128"
+        "&& python run_fine_tune_eval.py --experiment teacher $at --dataset $DEV --batch_size 128"
 }
 
 tune() {
@@ -128,12 +130,12 @@ switches() {
 }
 
 report() {
-    echo "python -m fine_tune.report 'run-*' ${at[*]} --dataset $DEV --baseline '$BASELINE'"
+    echo "python -m fine_tune.report 'run-*' $at --dataset $DEV --baseline '$BASELINE'"
 }
 
 effects() {
     for what in lad:lad "pkd:pkd layer_map=even"; do
-        echo "python -m fine_tune.report 'run-${what%%:*}-*' 'switch-${what%%:*}-*' ${at[*]} --dataset $DEV" \
+        echo "python -m fine_tune.report 'run-${what%%:*}-*' 'switch-${what%%:*}-*' $at --dataset $DEV" \
             "--baseline '${what#*:}'"
     done
 }

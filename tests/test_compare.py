@@ -55,7 +55,9 @@ def carry_out(line: str) -> None:
 
 
 def test_its_lines_are_the_comparison(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Of two seeds the first is trained; the second's lines say the same with another number."""
+    """Of two seeds the first is trained; the second's lines say the same with another number. Folders have blanks."""
+    tmp_path /= "two words"
+    tmp_path.mkdir()
     tiny.make_bert(tmp_path / "bert")
     carry_out(*lines(tmp_path, "teacher"))
     assert lines(tmp_path, "teacher") == []  # done
@@ -95,6 +97,12 @@ def test_its_lines_are_the_comparison(tmp_path: Path, capsys: pytest.CaptureFixt
         carry_out(line + " --format json")
         found = json.loads(capsys.readouterr().out)
         assert any(changed in one["group"] for one in found["comparisons"])
+
+
+def test_a_method_that_it_does_not_know_is_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(AssertionError):
+        lines(tmp_path, "tune", METHODS="lad lap")
+    assert capfd.readouterr() == ("", "METHODS: lap is not known here\n")
 
 
 def test_a_mu_that_nobody_chose_is_said(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fine_tune.core.errors import UserError
 from fine_tune.training import distributed
 from tests import golden, tiny
 from tests.processes import ROOT, Process, Ranks, arguments, read
+from tests.test_watch import board, pictures
 
 
 def torchrun_two(script: str, **flags: object) -> subprocess.Popen:
@@ -74,6 +76,20 @@ def test_a_teacher_of_two_processes_of_torchrun(root: Path) -> None:
     assert process.returncode == 0, complaint
     assert "Warning" not in complaint
     assert losses(root, "two", "loss") == pytest.approx(losses(root, "one", "loss"), rel=1e-5)
+
+
+def test_two_processes_draw_the_similarity_map_of_one(root: Path) -> None:
+    tiny.run_script("run_pkd_distill", **tiny.student_flags(root, ckpt_step=4))
+    given = {"experiment": "student", "task": "qqp", "dataset": "dev"} | tiny.paths(root)
+    drawn = []
+    for ranks in (1, 2):
+        codes, _, complaint = Ranks("run_fine_tune_eval", "--layers", "--again", ranks=ranks, **given).wait()
+        assert codes == [0] * ranks, complaint
+        found = pictures(board(root, "student", "/eval"), "qqp/dev/similarity_map")
+        assert list(found) == [4, 8]
+        drawn.append([values.tolist() for values, _ in found.values()])
+        shutil.rmtree(root / "runs" / "log" / "student_bert_qqp" / "eval")
+    assert drawn[0] == drawn[1]
 
 
 def test_every_rank_drops_out_on_its_own(root: Path) -> None:

@@ -1,10 +1,10 @@
 """Models in and out: what transformers makes of an export, and what becomes of its classifiers here."""
 
-import io
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, DistilBertConfig, DistilBertModel
 
 from fine_tune import export, import_teacher, predict
+from fine_tune.core import interrupt
 from fine_tune.core.errors import UserError
 from fine_tune.models import hub
 from fine_tune.training import stream
@@ -303,10 +304,13 @@ def test_what_cannot_be_a_teacher_is_said_in_one_line(root: Path, tmp_path: Path
 
 
 class Pipe:
-    """Stands in for standard input, which holds `content`."""
+    """Stands in for standard input: a pipe through which `content` has gone."""
 
     def __init__(self, content: bytes) -> None:
-        self.buffer = io.BytesIO(content)
+        read, write = os.pipe()
+        os.write(write, content)
+        os.close(write)
+        self.buffer = open(read, "rb")
 
 
 def predicted(root: Path, content: bytes, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture) -> bytes:
@@ -356,6 +360,26 @@ def test_a_line_that_cannot_be_read_is_named(
     assert not (tmp_path / "found").exists()
     with pytest.raises(UserError, match="--in .*nothing: cannot be read"):
         predict.main(words(root, **given | {"in": tmp_path / "nothing"}))
+
+
+def test_a_file_that_fails_while_it_is_read_is_named(root: Path, tmp_path: Path) -> None:
+    given = {"experiment": "teacher", "task": "qqp", "ckpt": 4, "in": "/proc/self/mem", "out": tmp_path / "found"}
+    with pytest.raises(UserError, match="^/proc/self/mem: cannot be read"):
+        predict.main(words(root, **given))
+    assert not (tmp_path / "found").exists()
+
+
+def test_a_signal_ends_the_wait_for_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines that have come are yielded before."""
+    read, write = os.pipe()
+    os.write(write, b"a\tb\nc\t")
+    monkeypatch.setattr(interrupt, "received", [signal.SIGTERM])
+    with open(read, "rb") as file:
+        lines = stream.lines_of(file, "standard input")
+        assert next(lines) == b"a\tb\n"
+        with pytest.raises(interrupt.Interrupted):
+            next(lines)
+    os.close(write)
 
 
 def test_who_has_seen_enough_may_leave(root: Path) -> None:

@@ -555,6 +555,7 @@ def test_checkpoints_load_strictly(root: Path, tmp_path: Path) -> None:
         "shape": weights | {"linear_layer.bias": torch.zeros(3)},
         "foreign": {"a": 1},
         "list": [1, 2],
+        "numbers": {0: torch.zeros(1)},
     }.items():
         torch.save(value, tmp_path / f"{name}.pt")
         with pytest.raises(UserError, match=f"{name}.pt: (does not fit|holds something else)"):

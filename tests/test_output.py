@@ -1,7 +1,9 @@
 """A run outlives whoever reads what it says."""
 
 import os
+import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from fine_tune.core import output
 from tests import tiny
 from tests.interruptions import in_child, in_step
+from tests.processes import ROOT
 
 
 def close_both() -> None:
@@ -28,6 +31,24 @@ def nobody_reads(number: int) -> None:
 def full(number: int) -> None:
     """Make the stream `number` a full disk."""
     os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+
+
+def run_with(code: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run Python on `code`, whose argument are `words`, with standard input closed."""
+    command = shlex.join([sys.executable, "-c", code, *words]) + " <&-"
+    return subprocess.run(command, shell=True, cwd=ROOT, env=os.environ | environment, capture_output=True)
+
+
+def test_a_closed_standard_input_is_an_empty_one() -> None:
+    code = "from fine_tune.core.output import prepare; prepare(); import sys; print(sys.stdin.buffer.read())"
+    done = run_with(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"b''\n", b"")
+
+
+def test_a_letter_that_the_terminal_lacks_is_escaped() -> None:
+    code = "from fine_tune.core.output import prepare; prepare(); print('1 \xb1 2 \u2019')"
+    done = run_with(code, PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"1 \xb1 2 \\u2019\n", b"")
 
 
 LOSSES: dict[str, Callable[[], object]] = {

@@ -116,6 +116,9 @@ WRONG = {
     "no JSON": (".jsonl", '{"title": "a", "body": "b", "stars": 1}\n{"title"\n', "a.jsonl:2: is no JSON"),
     "no object": (".jsonl", "[1]\n", "a.jsonl:1: must be a JSON object"),
     "no text": (".jsonl", '{"title": null, "body": "b", "stars": 1}\n', "a.jsonl:1: column 'title' must be a text"),
+    "NaN": (".jsonl", '{"title": "a", "body": "", "stars": NaN}\n', "a.jsonl:1: column 'stars' must be a text or a"),
+    "a NUL in JSON": (".jsonl", '{"title": "a\\u0000b", "body": "", "stars": 1}\n', "'title' holds a NUL character"),
+    "a book": (".tsv", f"title\tbody\tstars\na\t{'x' * 100_001}\t1\n", "a.tsv:2: column 'body' holds 100,001"),
     "half a character": (".jsonl", '{"title": "\\ud800", "body": "", "stars": 1}\n', "holds half a character"),
 }
 
@@ -171,6 +174,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
         ({"labels": [1, 2]}, '"labels" must list at least two'),
         ({"metrics": ["bleu"]}, "metric 'bleu': a task of 2 labels has accuracy"),
         ({"texts": 3}, '"texts" must be 1 or 2'),
+        ({"texts": 1.0}, '"texts" must be 1 or 2'),
         ({"splits": {"train": {"labelled": True}}}, "must have a train and a dev"),
         ({"splits": {"../x": {"labelled": True}}}, "splits by plain names"),
     ],

@@ -203,6 +203,15 @@ def test_of_single_changes_a_group_is_called_by_its_own(root: Path, printed: Any
     assert names == ["lad mu=10 pad_loss=masked", "lad mu=100 pad_loss=all"]
 
 
+def test_no_group_takes_the_place_of_another(root: Path, printed: Any) -> None:
+    """Two pre-trained BERTs of one name, which no flag tells apart, and two values of mu: four groups."""
+    for name, mu, weights in (("A", 10.0, "x"), ("B", 10.0, "y"), ("C", 100.0, "x"), ("D", 100.0, "y")):
+        make(root, name, {1: 0.9, 2: 0.8}, mu=mu, ptrain_sha256=weights)
+    names = [group["name"] for group in printed("*")["groups"]]
+    assert names == ["lad mu=10 (A_1)", "lad mu=10 (B_1)", "lad mu=100 (C_1)", "lad mu=100 (D_1)"]
+    assert [group["name"] for group in printed("A_**", "C**")["groups"]] == ["lad mu=10", "lad mu=100"]
+
+
 def test_the_same_run_twice_is_one_sample(root: Path, printed: Any) -> None:
     make(root, "LAD", {1: 0.9})
     made.run(root, "copy", {4: 0.8, 8: 0.9}, seed=1)

@@ -75,6 +75,18 @@ def test_a_killed_run_ends_bit_equal(root: Path, undisturbed: Callable[[str], Pa
     assert not (broken / "run_bert_qqp" / "state.pt").exists()
 
 
+def test_gates_that_nobody_learns_from_do_not_hinder(root: Path) -> None:
+    """A student layer that learns a_1, the plain t_1: AdamW knows nothing of the gates."""
+    long = {"probing_exp": "lad_user_defined", "gate_indices": 1, "student_indices": 2, "ckpt_step": 4}
+    for experiment, code in (("whole", 0), ("broken", -signal.SIGKILL), ("broken", 0)):
+        flags = tiny.student_flags(root, **long, experiment=experiment)
+        kill = [before_update(6)] if code else []
+        found, said = in_child(lambda: tiny.run_script("run_probing_lad", **flags), *kill)  # noqa: B023
+        assert found == code, said
+    whole, broken = (tiny.load(root / "runs" / f"{name}_bert_qqp" / "model-8.pt") for name in ("whole", "broken"))
+    assert all(torch.equal(broken[name], value) for name, value in whole.items())
+
+
 KILLS: dict[str, Callable[[], list[Patch]]] = {
     "before the first state": lambda: [before_update(3)],
     "in mid-accumulation": lambda: [in_step(7)],

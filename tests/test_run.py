@@ -1,6 +1,7 @@
 """The order of a run: what is read and hashed, when a folder is opened, and what stays as it is while a task trains."""
 
 import hashlib
+import signal
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from fine_tune.core.errors import UserError
 from fine_tune.training import run
 from tests import tiny
 from tests.built import METHODS, classifier, distillation, make_tokens
+from tests.interruptions import before_update, in_child
 
 
 @pytest.fixture
@@ -77,6 +79,26 @@ def test_a_run_that_another_process_has_begun_meanwhile_is_refused(root: Path, m
     with pytest.raises(UserError, match="config.json: was written by another process just now; give the command again"):
         tiny.run_script("run_fine_tune", **flags)
     assert path.read_text() == "{}"
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was unfinished when this one looked, and is done when this one holds the lock."""
+    flags, build = tiny.teacher_flags(root, experiment="new"), finetune.build_task
+    code, _ = in_child(lambda: tiny.run_script("run_fine_tune", **flags), before_update(3))
+    assert code == -signal.SIGKILL
+    folder = root / "runs" / "new_bert_qqp"
+
+    def slow(flags: Namespace, devices: run.Devices) -> run.BuiltTask:
+        built = build(flags, devices)
+        other = tiny.teacher_flags(root, experiment="new")
+        code, said = in_child(lambda: tiny.run_script("run_fine_tune", **other), (finetune, "build_task", build))
+        assert code == 0, said
+        return built
+
+    monkeypatch.setattr(finetune, "build_task", slow)
+    with pytest.raises(UserError, match="another process has finished this run just now"):
+        tiny.run_script("run_fine_tune", **flags)
+    assert (folder / "model-4.pt").exists()
 
 
 @pytest.mark.parametrize("name", METHODS)

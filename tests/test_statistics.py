@@ -131,7 +131,7 @@ LIBRARY = {
 def examples(metric: str, runs: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return labels (n,) and the predictions (R, n) of runs that are mostly right; scores come with ties."""
     rng = np.random.default_rng(len(metric))
-    if metric in statistics.CORRELATIONS:
+    if metric in ("pearson", "spearman"):
         labels = rng.integers(0, 26, n) / 5
         return labels, np.round(labels + rng.normal(0, 1 + np.arange(runs)[:, None] / 5, (runs, n)), 1)
     labels = rng.integers(0, 2 if metric == "f1_score" else 3, n)

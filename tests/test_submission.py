@@ -9,6 +9,7 @@ import pytest
 
 from fine_tune import submission
 from fine_tune.core.errors import UserError
+from fine_tune.training import leaderboard
 from tests import tiny
 
 ELEVEN = {
@@ -49,7 +50,9 @@ def refused(root: Path, out: Path, *runs: str) -> str:
     return str(error.value)
 
 
-def test_eleven_files_with_their_rows(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_eleven_files_with_their_rows(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_wnli(root, 146)
     given = {"task": "wnli", "experiment": "winograd"} | tiny.paths(root)
     tiny.run_script("run_fine_tune", **tiny.teacher_flags(root) | given)
@@ -82,6 +85,9 @@ def test_eleven_files_with_their_rows(root: Path, tmp_path: Path, capsys: pytest
     assert "RUNS 'winograd': must be a run and its checkpoint" in refused(root, out, "winograd")
     assert "RUNS: at least one is required" in refused(root, out)
     assert "must end in .zip" in refused(root, tmp_path / "c.tar", "winograd:4")
+    # before anything is predicted
+    monkeypatch.delattr(leaderboard, "predict")
+    assert "c.zip: cannot be written" in refused(root, tmp_path / "nowhere" / "c.zip", "winograd:4")
     make_wnli(root, 145)
     assert "wnli test has 145 rows instead of the leaderboard's 146" in refused(root, out, "winograd:4")
     assert not out.exists()

@@ -13,6 +13,11 @@ from tests import tiny
 from tests.interruptions import before_update, flags_of, in_child
 
 
+def test_a_time_beyond_all_measure_is_one_too() -> None:
+    assert summary.duration(3723.4) == "1:02:03"
+    assert summary.duration(1e18).endswith(" days, 17:46:40")
+
+
 def write_scores(root: Path, rows: Any, **more: Any) -> None:
     """Write the teacher's evaluation on dev."""
     path = root / "runs" / "teacher_bert_qqp" / "eval-dev.json"

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,11 @@ def test_layers_needs_a_student_and_its_teacher(root: Path) -> None:
     with pytest.raises(UserError, match="--layers: --experiment teacher is no student of a teacher"):
         tiny.run_script("run_fine_tune_eval", "--layers", experiment="teacher", **flags)
     tiny.run_script("run_pkd_distill", **tiny.student_flags(root, total_step=2, warmup_step=1))
-    (root / "runs" / "teacher_bert_qqp" / "model-4.pt").unlink()
+    teacher = root / "runs" / "teacher_bert_qqp"
+    shutil.copy(teacher / "model-2.pt", teacher / "model-4.pt")
+    with pytest.raises(UserError, match="--layers: .*model-4.pt is not the teacher that taught --experiment student"):
+        tiny.run_script("run_fine_tune_eval", "--layers", experiment="student", **flags)
+    (teacher / "model-4.pt").unlink()
     with pytest.raises(UserError, match="--layers: .*model-4.pt, the teacher of --experiment student, does not exist"):
         tiny.run_script("run_fine_tune_eval", "--layers", experiment="student", **flags)
 

@@ -16,6 +16,7 @@ from fine_tune.cli.evaluations import BEST, best_checkpoint
 from fine_tune.cli.flags import CACHE_LIMIT, PAD_SAMPLES
 from fine_tune.cli.runs import INHERITED, data_file, is_finished, own_folder, read_run, read_teacher, teacher_folder
 from fine_tune.core.errors import UserError
+from fine_tune.core.files import sha256
 from fine_tune.data.tasks import TASK_FILE, TASKS, own_tasks, task_spec
 
 STUDENT_SIZES = {  # flags, and what they are called in a teacher's config.json
@@ -237,6 +238,8 @@ def teacher_at_hand(flags: Namespace) -> Iterator[str]:
     path = folder / f"model-{run.tckpt}.pt"
     if not path.is_file():
         yield f"--layers: {path}, the teacher of --experiment {flags.experiment}, does not exist"
+    elif sha256(path) != getattr(run, "teacher_sha256", sha256(path)):
+        yield f"--layers: {path} is not the teacher that taught --experiment {flags.experiment} any more; leave it out"
 
 
 @needs("teacher_exp", "tmodel", "tckpt", "task", "experiment_dir")

@@ -115,7 +115,7 @@ def name_pattern(text: str) -> str:
     """Read a plain name in which * and ? may stand for other letters."""
     if not re.fullmatch(r"[A-Za-z0-9._*?-]{1,100}", text):
         raise ValueError("must be the name of a run, in which * and ? may stand for other letters")
-    return text
+    return re.sub(r"\*+", "*", text)  # ** would be folders
 
 
 def checkpoint_choice(text: str) -> int | str:

@@ -59,7 +59,8 @@ def cures(flags: Namespace) -> list[str]:
     if "accum_step" in given:
         halved = 2 * flags.accum_step
         if flags.batch_size % halved == 0:
-            found.append(f"--accum_step {halved} (numbers change by rounding)")
+            change = "other numbers" if given.get("dropout") else "numbers change by rounding"
+            found.append(f"--accum_step {halved} ({change})")
         if given.get("pad_loss", "masked") != "masked":
             found.append("--pad_loss masked (other numbers)")
         if given.get("precision") == "fp32" and flags.device_id >= 0:

@@ -23,8 +23,12 @@ class Stream:
         return Stream(self.stream.buffer, self.needed)
 
     def write(self, content: str | bytes) -> int:
-        """Write `content`."""
-        return self.attempt(self.stream.write, content) or 0
+        """Write `content`, with escapes for the letters that the encoding lacks."""
+        try:
+            return self.attempt(self.stream.write, content) or 0
+        except UnicodeEncodeError as error:
+            known = content.encode(error.encoding, "backslashreplace").decode(error.encoding)
+            return self.attempt(self.stream.write, known) or 0
 
     def flush(self) -> None:
         """Write what is still in memory."""
@@ -53,5 +57,6 @@ def prepare() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number: no file of ours may become standard output
+    sys.stdin = sys.stdin or open(0, closefd=False)
     sys.stdout = Stream(sys.stdout or open(1, "w", closefd=False), needed=True)
     sys.stderr = Stream(sys.stderr or open(2, "w", closefd=False), needed=False)

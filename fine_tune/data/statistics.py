@@ -204,13 +204,7 @@ def draw_scores(
 
 def weighted_scores(metric: str, labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return a metric (B, R) of predictions (R, n) where example i counts weights[b, i] times, (B, n)."""
-    weights = weights.astype(np.float64)
-    if metric in CORRELATIONS:
-        return CORRELATIONS[metric](labels, predictions, weights)
-    classes = 1 + int(max(labels.max(), predictions.max()))
-    cells = (labels * classes + predictions).astype(np.int64)  # (R, n)
-    confusion = np.stack([weights @ np.eye(classes**2)[row] for row in cells], axis=1)
-    return CONFUSIONS[metric](confusion.reshape(*confusion.shape[:2], classes, classes))
+    return METRICS[metric](labels, predictions, weights.astype(np.float64))
 
 
 def multi_bootstrap(own: np.ndarray, base: np.ndarray, is_paired: bool, rng: np.random.Generator) -> Interval:
@@ -233,26 +227,26 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
 
 
-def accuracy(confusion: np.ndarray) -> np.ndarray:
-    """Return the share of the diagonal of confusions (..., C, C)."""
-    return np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum((-2, -1))
+def accuracy(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the share of right predictions (B, R)."""
+    return weights @ (predictions == labels).T / weights.sum(1, keepdims=True)
 
 
-def f1_score(confusion: np.ndarray) -> np.ndarray:
-    """Return F1 of class 1 of confusions (..., 2, 2): label first, then prediction."""
-    if confusion.shape[-1] < 2:  # nothing but class 0
-        return np.zeros(confusion.shape[:-2])
-    true = confusion[..., 1, 1]
-    return ratio(2 * true, 2 * true + confusion[..., 0, 1] + confusion[..., 1, 0])
+def f1_score(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return F1 of class 1 (B, R)."""
+    real, guessed = labels == 1, predictions == 1
+    return ratio(2 * (weights @ (guessed & real).T), weights @ guessed.T + (weights @ real)[:, None])
 
 
-def matthews(confusion: np.ndarray) -> np.ndarray:
-    """Return Matthews' correlation of confusions (..., C, C), for any number of classes (Gorodkin, 2004)."""
-    total, right = confusion.sum((-2, -1)), np.trace(confusion, axis1=-2, axis2=-1)
-    label, predicted = confusion.sum(-1), confusion.sum(-2)
-    above = right * total - (label * predicted).sum(-1)
-    spread = (total**2 - (label**2).sum(-1)) * (total**2 - (predicted**2).sum(-1))
-    return ratio(above, np.sqrt(spread))
+def matthews(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return Matthews' correlation (B, R), for any number of classes (Gorodkin, 2004)."""
+    total, right = weights.sum(1, keepdims=True), weights @ (predictions == labels).T
+    both = real_squares = guessed_squares = 0.0
+    for label in np.union1d(labels, predictions):
+        real, guessed = (weights @ (labels == label))[:, None], weights @ (predictions == label).T
+        both = both + real * guessed
+        real_squares, guessed_squares = real_squares + real**2, guessed_squares + guessed**2
+    return ratio(right * total - both, np.sqrt((total**2 - real_squares) * (total**2 - guessed_squares)))
 
 
 def pearson(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -288,6 +282,11 @@ def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return middle[:, tied]
 
 
-Confusion = Callable[[np.ndarray], np.ndarray]
-CONFUSIONS: dict[str, Confusion] = {"accuracy": accuracy, "f1_score": f1_score, "matthews": matthews}
-CORRELATIONS = {"pearson": pearson, "spearman": spearman}
+Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "f1_score": f1_score,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}

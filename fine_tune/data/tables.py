@@ -19,7 +19,7 @@ from typing import Any
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_folder, read_bytes, sha256, write_json
 from fine_tune.data.tasks import TASK_FILE, one_line
-from fine_tune.data.tsv import NUMBER
+from fine_tune.data.tsv import LONGEST, NUMBER
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 MOST_LABELS = 1000  # more are no classes; a classifier of so many outputs would still be computed
@@ -130,14 +130,18 @@ def named_cells(path: Path, line: int, header: list[str], cells: list[str]) -> d
 
 
 def as_text(value: Any, where: str, column: str) -> str:
-    """Return a cell as text: JSON's numbers and truth values as JSON writes them."""
+    """Return a cell as text, that the task can hold: JSON's numbers and truth values as JSON writes them."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
             raise UserError(f"{where}: column {column!r} holds half a character (a lone surrogate)") from None
+        if "\0" in value:
+            raise UserError(f"{where}: column {column!r} holds a NUL character")
+        if len(value) > LONGEST:
+            raise UserError(f"{where}: column {column!r} holds {len(value):,} characters, more than {LONGEST:,}")
         return value
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int) or isinstance(value, float) and math.isfinite(value):
         return json.dumps(value)
     raise UserError(f"{where}: column {column!r} must be a text or a number, not {json.dumps(value)[:40]}")
 

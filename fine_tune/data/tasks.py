@@ -173,7 +173,7 @@ def task_problems(saved: dict[str, Any]) -> Iterator[str]:
         yield '"metrics" must list names of metrics'
         return
     yield from metric_problems(labels, metrics)
-    if saved.get("texts") not in (1, 2):
+    if type(saved.get("texts")) is not int or saved["texts"] not in (1, 2):
         yield '"texts" must be 1 or 2, the number of texts of an example'
     if not isinstance(splits, dict) or not all(map(is_split, splits, splits.values())):
         yield '"splits" must be an object of splits by plain names, each with "labelled" true or false'

@@ -14,7 +14,7 @@ from fine_tune.cli.runs import data_file
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import sha256
 from fine_tune.data import statistics
-from fine_tune.data.statistics import CONFUSIONS, CORRELATIONS, Difference, Interval, Mean
+from fine_tune.data.statistics import METRICS, Difference, Interval, Mean
 from fine_tune.data.tasks import task_spec
 from fine_tune.data.tsv import read_examples
 from fine_tune.models.cost import Cost, cost
@@ -234,7 +234,7 @@ Drawn = dict[int, np.ndarray]  # by the id of a run: its score in percent in eac
 
 def drawn_scores(metric: str, labels: np.ndarray | None, runs: list[Run]) -> Drawn:
     """Return the scores of runs on the same draws of examples; runs without logits have none."""
-    if labels is None or metric not in CONFUSIONS | CORRELATIONS:
+    if labels is None or metric not in METRICS:
         return {}
     usable = [run for run in runs if run.logits is not None and len(run.logits) == len(labels)]
     if not usable:

@@ -236,12 +236,20 @@ def grouped(runs: list[Run]) -> dict[str, list[Run]]:
         methods[method_of(group[0].config)].append(group)
     named = {}
     for method, same in methods.items():
-        every = [settings(group[0].config) for group in same]
-        differing = differing_settings([group[0] for group in same])
-        for group, own in zip(same, every, strict=True):
-            said = [name for name in differing if is_unusual(own.get(name), [each.get(name) for each in every])]
-            named[" ".join([method, *(f"{name}={short(own.get(name))}" for name in said)])] = group
+        names = names_of(method, [group[0] for group in same])
+        for name, group in zip(names, same, strict=True):  # what no flag tells apart, the first run's name does
+            named[f"{name} ({group[0].experiment})" if names.count(name) > 1 else name] = group
     return {name: sorted(named[name], key=lambda run: run.seed) for name in sorted(named)}
+
+
+def names_of(method: str, runs: list[Run]) -> list[str]:
+    """Return what to call the group of each of `runs`: its method, and the flags that others do not share."""
+    every, differing = [settings(run.config) for run in runs], differing_settings(runs)
+    names = []
+    for own in every:
+        said = [name for name in differing if is_unusual(own.get(name), [each.get(name) for each in every])]
+        names.append(" ".join([method, *(f"{name}={short(own.get(name))}" for name in said)]))
+    return names
 
 
 def is_unusual(value: Any, values: list[Any]) -> bool:

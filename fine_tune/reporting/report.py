@@ -4,12 +4,14 @@ import sys
 from argparse import Namespace
 
 from fine_tune.core.errors import UserError
+from fine_tune.core.memory import needs_memory
 from fine_tune.reporting.analysis import analyse
 from fine_tune.reporting.collect import collect
 from fine_tune.reporting.plot import plot
 from fine_tune.reporting.render import FORMATS
 
 
+@needs_memory("in a report; nothing was written")
 def report(flags: Namespace) -> None:
     """Print the report that `flags` describe."""
     if flags.measure:

@@ -67,7 +67,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
     Raises UserError naming `path` and the first thing that does not fit, NotFinite where a weight is no finite number.
     """
     weights = load(path)
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    ):
         raise UserError(f"{path}: holds something else than a model's weights")
     weights.pop("encoder.embeddings.position_ids", None)
     try:
@@ -170,7 +172,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, 
     A fused optimiser takes whatever it is given, and may end the process. Its settings are not the file's but its own.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    require(len(saved) > 0)
+    require(len(saved) > 0 or not any(parameter.requires_grad for parameter in parameters))
     for index, moments in saved.items():
         own = {"step": torch.zeros(()), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
         require_alike(moments, own)

@@ -148,6 +148,8 @@ def enter(
         raise UserError(f"{path}: was written by another process just now; give the command again")
     else:
         runs.require_same_settings(saved.values, config)
+        if runs.is_finished(folder, config):
+            raise UserError(f"{folder}: another process has finished this run just now; there is nothing to do")
         before = saved.values.get("versions") or {}
         others = [name for name, now in config.versions.items() if before.get(name) != now]
         if others:

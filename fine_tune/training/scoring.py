@@ -48,16 +48,18 @@ def measure(names: Iterable[str], labels: np.ndarray, predictions: np.ndarray) -
     return {name: float(functions[name](labels, predictions)) for name in names}
 
 
-def predict(model: BertClassifier, tokens: Tokens, batch_size: int, path: Path) -> np.ndarray:
+def predict(
+    model: BertClassifier, tokens: Tokens, batch_size: int, path: Path, stopped: str = "nothing was written"
+) -> np.ndarray:
     """Return the logits (n, C) of all examples in their order, by the model of the checkpoint `path`.
 
-    Raises NotFinite naming `path` when a logit is none.
+    Raises NotFinite naming `path` when a logit is none; `stopped` is what a signal leaves behind.
     """
     with progress(len(tokens), 0, "ex") as bar:
         bar.set_description(path.stem)
         logits = compute_logits(model, tokens, batch_size, bar.update)
     if logits is None:
-        interrupt.poll("what was evaluated before is saved; the same command does the rest")
+        interrupt.poll(stopped)
     if not np.isfinite(logits).all():
         raise NotFinite(f"{path}: gives logits that are not finite, so nothing is written; use an earlier checkpoint")
     return logits

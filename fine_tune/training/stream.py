@@ -3,16 +3,20 @@
 Shapes: n examples, C classes.
 """
 
+import os
+import select
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from fine_tune.cli.runs import own_folder
+from fine_tune.core import interrupt
 from fine_tune.core.errors import UserError
 from fine_tune.core.files import atomic_write
 from fine_tune.core.memory import needs_memory
@@ -23,6 +27,8 @@ from fine_tune.training import checkpoint
 from fine_tune.training.log import print0
 from fine_tune.training.saved_run import load_model
 from fine_tune.training.scoring import predict
+
+BLOCK, PATIENCE = 2**16, 0.2  # bytes at a time; seconds between looks for a signal
 
 
 @needs_memory("in prediction")
@@ -35,26 +41,45 @@ def predict_lines(flags: Namespace) -> None:
     if flags.choice:
         print0(flags.choice)
     with ExitStack() as opened:
-        lines = opened.enter_context(open_lines(source)) if source else sys.stdin.buffer
+        texts = opened.enter_context(open_texts(source)) if source else sys.stdin.buffer
         model, tokenizer = load_model(flags)
         checkpoint.load_weights(model, path)
         file = opened.enter_context(atomic_write(Path(flags.out))) if flags.out else sys.stdout.buffer
-        examples = read_lines(lines, source or "standard input", spec)
+        examples = read_lines(lines_of(texts, source or "standard input"), source or "standard input", spec)
         count = 0
         while chunk := list(islice(examples, CHUNK)):
             tokens = tokenise(chunk, tokenizer.backend_tokenizer, flags.max_seq_len, regression=not spec.labels)
-            file.write(answers(spec, predict(model, tokens, flags.batch_size, path)))
+            stopped = "nothing was written" if flags.out else f"{count} predictions were written"
+            file.write(answers(spec, predict(model, tokens, flags.batch_size, path, stopped)))
             file.flush()
             count += len(chunk)
     print0(f"{count} predictions" + (f"; written: {flags.out}" if flags.out else ""))
 
 
-def open_lines(path: str) -> Iterable[bytes]:
+def open_texts(path: str) -> BinaryIO:
     """Open a file of texts; raises UserError when that is refused."""
     try:
         return open(path, "rb")
     except OSError as error:
         raise UserError(f"--in {path}: cannot be read ({error.strerror})") from error
+
+
+def lines_of(file: BinaryIO, source: str) -> Iterator[bytes]:
+    """Yield the lines of a file or pipe as they come; a signal ends the wait for them."""
+    rest = b""
+    while True:
+        try:
+            while not select.select([file], [], [], PATIENCE)[0]:
+                interrupt.poll("the predictions of the lines before were written")
+            block = os.read(file.fileno(), BLOCK)
+        except OSError as error:
+            raise UserError(f"{source}: cannot be read ({error.strerror})") from error
+        if not block:
+            break
+        *lines, rest = (rest + block).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def read_lines(lines: Iterable[bytes], source: str, spec: TaskSpec) -> Iterator[Example]:

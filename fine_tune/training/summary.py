@@ -189,4 +189,4 @@ def memory_words(peak: dict[str, float]) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(min(seconds, 1e13))))  # beyond, timedelta ends
