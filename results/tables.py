@@ -17,6 +17,26 @@ METHODS = {  # as the report calls them
     "lad": "LAD",
 }
 
+CHANGES = {  # of a file: the runs, without their seed, and what they are called
+    "sst2-switches": {
+        "run-lad": "LAD",
+        "switch-lad-all": "`--pad_loss all`",
+        "switch-lad-sampled": "`--pad_loss sampled`",
+        "switch-lad-embeddings": "`--embedding_init random`",
+        "switch-lad-first": "`--student_init first`",
+        "switch-lad-random": "`--student_init random`",
+        "switch-lad-1e-5": "`--gate_lr 1e-5`",
+        "switch-lad-1e-4": "`--gate_lr 1e-4`",
+        "switch-lad-1e-3": "`--gate_lr 1e-3`",
+    },
+    "sst2-layer-maps": {
+        "run-pkd": "BERT-PKD",
+        "switch-pkd-last": "`--layer_map last`",
+        "switch-pkd-reverse": "`--layer_map reverse`",
+        "switch-pkd-top": "`--layer_map top`",
+    },
+}
+
 
 def read(name: str) -> dict[str, Any]:
     """Return what the report wrote; its groups and comparisons go by the method's name."""
@@ -74,7 +94,7 @@ def difference(compared: dict[str, Any]) -> str:
 
 
 def tuning() -> str:
-    """Return the score of each mu of the grid, on the seed that is not reported; the best of a method in bold."""
+    """Return the score of each mu of the grid, on the seed not reported; in bold the best (of equals the last)."""
     found = {task: json.loads((HERE / f"{task}-tune.json").read_text())["groups"] for task in TASKS}
     scores = {(task, group["name"]): group["mean"]["mean"] for task, groups in found.items() for group in groups}
     mus = sorted({int(name.partition(" mu=")[2]) for _, name in scores})
@@ -83,11 +103,36 @@ def tuning() -> str:
         cells = [words]
         for task in TASKS:
             tried = [scores[task, f"{method} mu={mu}"] for mu in mus if (task, f"{method} mu={mu}") in scores]
-            cells += [f"**{score:.1f}**" if score == max(tried) else f"{score:.1f}" for score in tried]
+            best = max(range(len(tried)), key=lambda i: (tried[i], i), default=None)
+            cells += [f"**{score:.1f}**" if i == best else f"{score:.1f}" for i, score in enumerate(tried)]
         if len(cells) > 1:
             rows.append(cells)
     return table(["", *(f"{words.partition(',')[0]}, mu {mu}" for words in TASKS.values() for mu in mus)], rows)
 
 
+def changes(name: str) -> str:
+    """Return what one change each made of the first of the runs of a file."""
+    found = read(name)
+    groups = {group["seeds"][0]["experiment"].rpartition("-")[0]: group for group in found["groups"].values()}
+    rows = []
+    for run, words in CHANGES[name].items():
+        group = groups[run]
+        apart = found["comparisons"].get(group["name"])
+        scores = [str(group["mean"]["n"]), spread(group), f"{group['agreement']:.1f}"]
+        rows.append([words, *scores, difference(apart) if apart else ""])
+    return table(["", "seeds", f"{TASKS['sst2']}, mean ± sd", "agrees with the teacher", "change"], rows)
+
+
+def gates() -> str:
+    """Return what became of the gates at each --gate_lr: drift and opening of gates 2 to L in the mean, hidden loss."""
+    found = json.loads((HERE / "gates.json").read_text())
+    rows = []
+    for run, values in found.items():
+        drift, opening = (sum(values[name]) / len(values[name]) for name in ("gate/drift", "gate/opening"))
+        rate = "5e-7" if run.startswith("run-") else run.removeprefix("switch-lad-").removesuffix("-1")
+        rows.append([rate, f"{drift:.4f}", f"{opening:.2f}", f"{values['hidden_loss'][0]:.1f}"])
+    return table(["`--gate_lr`", "drift", "opening", "hidden loss"], rows)
+
+
 if __name__ == "__main__":
-    print(summary(), *map(methods, TASKS), tuning(), sep="\n\n")
+    print(summary(), *map(methods, TASKS), tuning(), *map(changes, CHANGES), gates(), sep="\n\n")

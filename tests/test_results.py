@@ -20,12 +20,19 @@ TABLES = runpy.run_path(str(ROOT / "results/tables.py"))
 MAPS = runpy.run_path(str(ROOT / "results/maps.py"))
 README, PAGE = ((ROOT / name).read_text() for name in ("README.md", "results/README.md"))
 TASKS = list(TABLES["TASKS"])
+CHANGES = TABLES["CHANGES"]
+FEWEST = {run: 3 for runs in CHANGES.values() for run in runs} | {"run-lad": 4}  # seeds
 SEEDS = {"sst2": 5, "stsb": 5, "mrpc": 3}
 
 
 def test_the_tables_are_those_of_the_files() -> None:
     assert TABLES["summary"]() in README
-    for table in (*map(TABLES["methods"], TASKS), TABLES["tuning"]()):
+    for table in (
+        *map(TABLES["methods"], TASKS),
+        TABLES["tuning"](),
+        *map(TABLES["changes"], CHANGES),
+        TABLES["gates"](),
+    ):
         assert table in PAGE
 
 
@@ -47,6 +54,21 @@ def test_the_means_and_intervals_are_those_of_the_seeds(task: str) -> None:
             assert found["comparisons"][name]["difference"]["interval"] == pytest.approx(list(interval))
 
 
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_are_of_the_same_seeds(name: str) -> None:
+    """A file has each change over three seeds or more; differences are between runs of the same seed."""
+    found = json.loads((ROOT / f"results/{name}.json").read_text())
+    scores = {group["name"]: {seed["seed"]: seed["score"] for seed in group["seeds"]} for group in found["groups"]}
+    names = {seed["experiment"]: seed["seed"] for group in found["groups"] for seed in group["seeds"]}
+    assert names == {f"{run}-{seed}": seed for run in CHANGES[name] for seed in range(1, FEWEST[run] + 1)}
+    base = scores[found["baseline"]]
+    assert len(found["comparisons"]) == len(scores) - 1
+    for one in found["comparisons"]:
+        apart = [score - base[seed] for seed, score in scores[one["group"]].items()]
+        interval = stats.ttest_1samp(apart, 0).confidence_interval()
+        assert one["difference"]["interval"] == pytest.approx(list(interval))
+
+
 def test_the_first_result_is_the_tables() -> None:
     sentence = (
         r"On SST-2, students .* reach ([\d.]+) % by BERT-PKD and ([\d.]+) by LAD, of its ([\d.]+); ([\d.]+) without"
@@ -55,6 +77,24 @@ def test_the_first_result_is_the_tables() -> None:
     found = TABLES["read"]("sst2")
     means = [found["groups"][name]["mean"]["mean"] for name in ("pkd", "lad", "labels only")]
     assert said.groups() == tuple(f"{score:.1f}" for score in (*means[:2], found["teachers"][0]["score"], means[2]))
+
+
+def test_what_changes_cost_is_the_files() -> None:
+    said = re.search(
+        r"`--pad_loss masked` costs nothing that three seeds of SST-2 show; random embeddings cost ([\d.]+) points, "
+        r"`--layer_map reverse` (\d+\.\d)\.",
+        " ".join(README.split()),
+    )
+    costs, apart, verdict = [], {}, {}
+    for name in CHANGES:
+        found = TABLES["read"](name)
+        for one in found["comparisons"].values():
+            apart[one["group"]], verdict[one["group"]] = one["difference"]["difference"], TABLES["verdict"](one)
+    assert verdict["lad pad_loss=all"] == "not distinguishable"
+    for group in ("lad embedding_init=random", "pkd layer_map=reverse"):
+        assert verdict[group] == "worse"
+        costs.append(f"{-apart[group]:.1f}")
+    assert list(said.groups()) == costs
 
 
 def verdicts(name: str) -> dict[str, str]:
@@ -101,17 +141,18 @@ def test_mu_100_is_never_far_from_the_best() -> None:
 
 
 def test_the_commands_are_those_of_a_comparison(tmp_path: Path) -> None:
-    """Per task a teacher, 6 methods x 3 mu, 8 methods x all seeds, a report: commands that their scripts take."""
+    """Per task a teacher, 6 methods x 3 mu, 8 methods x all seeds, a report; 11 changes and 2 reports: all parse."""
     [block] = blocks(ROOT / "results/README.md")
     block = block.replace("EXPERIMENT_DIR=data/compare", f"EXPERIMENT_DIR={tmp_path}")
     done = subprocess.run(["bash", "-ec", f"export PRINT=1\n{block}"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     lines = done.stdout.splitlines()
-    assert len(lines) == sum(1 + 18 + 8 * seeds + 1 for seeds in SEEDS.values())
+    assert len(lines) == sum(1 + 18 + 8 * seeds + 1 for seeds in SEEDS.values()) + 11 * SEEDS["sst2"] + 2
     for words in called([shlex.split(command) for line in lines for command in line.split(" && ")]):
         parsed(words)
 
 
-def test_the_picture_is_of_the_values() -> None:
-    picture = Image.open(MAPS["PICTURE"])
-    assert json.loads(picture.text["values"]) == json.loads(MAPS["VALUES"].read_text())
-    assert picture.size == MAPS["picture"](json.loads(MAPS["VALUES"].read_text())).size
+@pytest.mark.parametrize("name", MAPS["RUNS"])
+def test_the_pictures_are_of_the_values(name: str) -> None:
+    picture = Image.open(MAPS["target"](name))
+    assert json.loads(picture.text["values"]) == json.loads(MAPS["values"](name).read_text())
+    assert picture.size == MAPS["picture"](name).size
