@@ -72,7 +72,7 @@ def evaluate(flags: Namespace) -> None:
                 every.append(step)
         if flags.layers and every:
             distributed.on_main_process(partial(draw_similarity, flags, model, tokens, events, every))
-    if not found and not before:
+    if not every:
         raise UserError(f"--experiment {flags.experiment}: all checkpoints in {folder} have gone meanwhile")
     if not found:
         distributed.on_main_process(partial(keep_rows, flags, started, [], facts()))

@@ -31,7 +31,7 @@ LR=${LR:-1e-4}
 OBJECTIVE=${OBJECTIVE:---softmax_temp 10 --soft_weight 0.7 --hard_weight 0.3}
 PAD_LOSS=${PAD_LOSS:-masked}
 CACHE=${CACHE-40}  # GiB of disk that what the teacher says may take, for all runs; CACHE= keeps nothing: slower
-FLAGS=${FLAGS:-}  # more of them: --compile --precision bf16
+FLAGS=${FLAGS:-}  # more flags of the students: --compile --precision bf16
 GATE_LR=${GATE_LR:-5e-7}
 PARTIAL=${PARTIAL:-2,4,6,8,10}  # the gates of partial LAD
 

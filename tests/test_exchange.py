@@ -375,9 +375,9 @@ def test_a_signal_ends_the_wait_for_a_text(monkeypatch: pytest.MonkeyPatch) -> N
     os.write(write, b"a\tb\nc\t")
     monkeypatch.setattr(interrupt, "received", [signal.SIGTERM])
     with open(read, "rb") as file:
-        lines = stream.lines_of(file, "standard input")
+        lines = stream.lines_of(file, "standard input", lambda: "so much was written")
         assert next(lines) == b"a\tb\n"
-        with pytest.raises(interrupt.Interrupted):
+        with pytest.raises(interrupt.Interrupted, match="so much was written"):
             next(lines)
     os.close(write)
 

@@ -238,7 +238,7 @@ def teacher_at_hand(flags: Namespace) -> Iterator[str]:
     path = folder / f"model-{run.tckpt}.pt"
     if not path.is_file():
         yield f"--layers: {path}, the teacher of --experiment {flags.experiment}, does not exist"
-    elif sha256(path) != getattr(run, "teacher_sha256", sha256(path)):
+    elif getattr(run, "teacher_sha256", None) not in (None, sha256(path)):  # older configs do not say
         yield f"--layers: {path} is not the teacher that taught --experiment {flags.experiment} any more; leave it out"
 
 

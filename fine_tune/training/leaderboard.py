@@ -67,8 +67,9 @@ def placeholders(task: str, spec: TaskSpec) -> dict[str, list[str]]:
 def check_rows(run: Namespace, spec: TaskSpec) -> None:
     """Raise UserError when a split to hand in has not a row for every example that the leaderboard knows."""
     for dataset, split in spec.splits.items():
-        expected = ROWS[run.task][dataset]
-        rows = len(read_examples(data_file(run, split), spec, split)) if split.upload else expected
+        if not split.upload:
+            continue
+        rows, expected = len(read_examples(data_file(run, split), spec, split)), ROWS[run.task][dataset]
         if rows != expected:
             had = f"--data_dir: {run.task} {dataset} has {rows} rows instead of the leaderboard's {expected}"
             raise UserError(f"{had}; is it GLUE's? python -m fine_tune.download --task {run.task} --check")

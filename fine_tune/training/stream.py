@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -45,12 +45,15 @@ def predict_lines(flags: Namespace) -> None:
         model, tokenizer = load_model(flags)
         checkpoint.load_weights(model, path)
         file = opened.enter_context(atomic_write(Path(flags.out))) if flags.out else sys.stdout.buffer
-        examples = read_lines(lines_of(texts, source or "standard input"), source or "standard input", spec)
-        count = 0
+        count, name = 0, source or "standard input"
+
+        def written() -> str:
+            return "nothing was written" if flags.out else f"{count} predictions were written"
+
+        examples = read_lines(lines_of(texts, name, written), name, spec)
         while chunk := list(islice(examples, CHUNK)):
             tokens = tokenise(chunk, tokenizer.backend_tokenizer, flags.max_seq_len, regression=not spec.labels)
-            stopped = "nothing was written" if flags.out else f"{count} predictions were written"
-            file.write(answers(spec, predict(model, tokens, flags.batch_size, path, stopped)))
+            file.write(answers(spec, predict(model, tokens, flags.batch_size, path, written())))
             file.flush()
             count += len(chunk)
     print0(f"{count} predictions" + (f"; written: {flags.out}" if flags.out else ""))
@@ -64,21 +67,24 @@ def open_texts(path: str) -> BinaryIO:
         raise UserError(f"--in {path}: cannot be read ({error.strerror})") from error
 
 
-def lines_of(file: BinaryIO, source: str) -> Iterator[bytes]:
-    """Yield the lines of a file or pipe as they come; a signal ends the wait for them."""
-    rest = b""
+def lines_of(file: BinaryIO, source: str, written: Callable[[], str]) -> Iterator[bytes]:
+    """Yield the lines of a file or pipe as they come; a signal ends the wait for them, and says what was `written`."""
+    held: list[bytes] = []
     while True:
         try:
             while not select.select([file], [], [], PATIENCE)[0]:
-                interrupt.poll("the predictions of the lines before were written")
+                interrupt.poll(written())
             block = os.read(file.fileno(), BLOCK)
         except OSError as error:
             raise UserError(f"{source}: cannot be read ({error.strerror})") from error
         if not block:
             break
-        *lines, rest = (rest + block).split(b"\n")
-        yield from (line + b"\n" for line in lines)
-    if rest:
+        held.append(block)
+        if b"\n" in block:
+            *lines, rest = b"".join(held).split(b"\n")
+            held = [rest]
+            yield from (line + b"\n" for line in lines)
+    if rest := b"".join(held):
         yield rest
 
 
