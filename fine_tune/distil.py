@@ -43,6 +43,8 @@ class Distillation(Task):
         self.devices = [devices[flag] for flag in distributed.DEVICE_FLAGS]
         self.teacher_device, self.device, self.method_device = self.devices
         self.cls_only = what_is_read(config, method) in ("logits", "cls")
+        compiles = config.compile and self.method_device.type == "cuda"
+        self.layer_losses = torch.compile(layer_losses, dynamic=True) if compiles else layer_losses
         self.can_have_few_shapes = self.cls_only or config.pad_loss != "sampled"
         self.tag = f"{config.task}/{config.dataset}/{config.model}"
         gates = {f"gate-{index}": gate for index, gate in method.gates.items()}
@@ -93,7 +95,7 @@ class Distillation(Task):
         teacher_hiddens, student_hiddens = ([moved(rows, device) for rows in hiddens] for hiddens in states)
         layout = layout.to(device)
         pairs, vectors = self.method(teacher_hiddens, student_hiddens, layout)
-        scale, terms = config.mu / config.num_hidden_layers, layer_losses(pairs.values(), layout)
+        scale, terms = config.mu / config.num_hidden_layers, self.layer_losses(list(pairs.values()), layout)
         shown = {}
         if watched:
             with torch.no_grad():
@@ -176,10 +178,11 @@ def load_teacher(flags: Namespace, device: torch.device, tokens: Tokens, reads: 
         with torch.random.fork_rng(devices=[]):  # whether a teacher is loaded moves no random stream
             teacher = bert.empty_classifier(flags.teacher_config, source)
         checkpoint.load_weights(teacher, path)
+        teacher.to(device)
         if flags.compile:
             compile_rows(teacher.encoder)
         keep_rounded(teacher.encoder, flags.precision)
-        return bert.freeze(teacher.to(device))
+        return bert.freeze(teacher)
 
     if flags.cache_teacher and flags.dry_run:
         print0("--cache_teacher: a dry run writes none and asks the teacher itself; the run's steps are faster")

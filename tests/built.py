@@ -54,7 +54,7 @@ def distillation(
         method = METHODS[name](seq_len)
         method.load_state_dict(weights)
     config = Namespace(max_seq_len=seq_len, pad_loss=pad_loss, pad_samples=pad_samples, num_hidden_layers=2, seed=42)
-    vars(config).update(mu=mu, softmax_temp=3.0, soft_weight=0.7, hard_weight=0.3, precision="fp32")
+    vars(config).update(mu=mu, softmax_temp=3.0, soft_weight=0.7, hard_weight=0.3, precision="fp32", compile=False)
     vars(config).update(task="qqp", dataset="train", model="bert")
     for prefix in ("", "gate_"):
         adamw = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "max_norm": 1}

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 LONGEST, TOGETHER = 16, 128  # of `filled`
 
@@ -92,6 +93,24 @@ class Layout:
         mask = torch.zeros(self.batch * self.max_seqlen, dtype=torch.bool, device=self.cls_rows.device)
         return mask.index_copy(0, self.token_indices, self.is_token).view(self.batch, 1, 1, -1)
 
+    # --- where attention needs no grid: two stretches for each example, the second of what only fills up ---
+
+    @cached_property
+    def cu_seqlens_q(self) -> torch.Tensor:
+        """Where the rows of the stretches begin, and after the last, (2 B + 1,) int32; the second ones are empty."""
+        bounds = F.pad(self.cls_rows, (0, 1), value=len(self))
+        return torch.stack([bounds, bounds], 1).flatten()[1:].int()
+
+    @cached_property
+    def cu_seqlens_k(self) -> torch.Tensor:
+        """Where among `token_rows` the tokens of the stretches begin, and after the last, (2 B + 1,) int32."""
+        example = self.batch_index.index_select(0, self.token_rows)
+        kinds = torch.stack([self.is_token, ~self.is_token], 1).long()
+        counts = kinds.new_zeros(self.batch, 2).index_add(0, example, kinds)
+        return F.pad(counts.flatten().cumsum(0), (1, 0)).int()
+
+    # --- rows of rows ---
+
     def select_tokens(self, rows: torch.Tensor) -> torch.Tensor:
         """Return those of (R, D) rows that `token_rows` names, (N, D)."""
         return rows if len(self.token_rows) == len(self) else rows.index_select(0, self.token_rows)
@@ -141,10 +160,15 @@ class Layout:
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return `tensor` on `device`; a copy to a GPU is taken from pinned memory, so that nothing waits for it."""
+    """Return `tensor` on `device`; nothing waits for a copy to a GPU."""
     if device.type != "cuda":
         return tensor.to(device)  # waits, or it would be read before it is there
-    return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
+    return staged(tensor).to(device, non_blocking=True)
+
+
+def staged(tensor: torch.Tensor) -> torch.Tensor:
+    """Return `tensor` in memory from which a GPU takes it by itself."""
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
 def pad_input(rows: torch.Tensor, indices: torch.Tensor, batch: int, seqlen: int) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """The three losses of task-specific distillation. Shapes: B batch, C classes, R rows, D hidden size, P pairs."""
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 
@@ -28,7 +26,7 @@ def soft_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: f
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def layer_losses(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], layout: Layout) -> torch.Tensor:
+def layer_losses(pairs: list[tuple[torch.Tensor, torch.Tensor]], layout: Layout) -> torch.Tensor:
     """Return the mean squared difference of each of P (target, student state) pairs of (R, D): (P,).
 
     Targets are not detached: gates, and the student through ALP's attention, learn here.

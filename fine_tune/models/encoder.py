@@ -87,7 +87,10 @@ class Layer(nn.Module):
 
     def forward(self, states_RD: torch.Tensor, asked: Layout, context_RD: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return the output (R, D) for the rows `states_RD` of `asked`, which attend to the tokens of `layout`."""
-        mixed_RD = self.attention.self(states_RD, asked, context_RD, layout)
+        return self.transform(self.attention.self(states_RD, asked, context_RD, layout), states_RD)
+
+    def transform(self, mixed_RD: torch.Tensor, states_RD: torch.Tensor) -> torch.Tensor:
+        """Take what attention made of each row, (R, D), and the row itself; return the layer's output (R, D)."""
         attended_RD = self.attention.output(mixed_RD, states_RD)
         return self.output(self.intermediate(attended_RD), attended_RD)
 
@@ -106,10 +109,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, states_RD: torch.Tensor, asked: Layout, context_RD: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return the mixed values (R, D) for the rows `states_RD` of `asked`."""
-        tokens_ND = layout.select_tokens(context_RD)
+        projected = self.project(states_RD, layout.select_tokens(context_RD))
         dropout = self.dropout if self.training else 0.0
-        query_RD, key_ND, value_ND = self.query(states_RD), self.key(tokens_ND), self.value(tokens_ND)
-        return attend(query_RD, key_ND, value_ND, asked, layout, self.num_attention_heads, dropout)
+        return attend(*projected, asked, layout, self.num_attention_heads, dropout)
+
+    def project(self, states_RD: torch.Tensor, tokens_ND: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the queries (R, D) of `states_RD`, and the keys and the values (N, D) of `tokens_ND`."""
+        return self.query(states_RD), self.key(tokens_ND), self.value(tokens_ND)
 
 
 class Intermediate(nn.Module):

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
-from fine_tune.data.layout import moved
+from fine_tune.data.layout import staged
 from fine_tune.data.tokens import Batch
+from fine_tune.models.precision import AUTOCAST, rounded_weights
 from fine_tune.training import distributed
 from fine_tune.training.task import Task, TaskOutput
 
@@ -37,16 +39,20 @@ def captured(task: Task) -> Callable[[Batch], TaskOutput]:
 class CapturedTask:
     """A task whose passes are graphs: what is called and differentiated is the same, and so are the numbers.
 
-    A call's results hold until the next one. A watched batch, one in many, is computed without a graph, and so is one
-    of a further shape when MOST have a graph.
+    A call's results hold until the next one. A batch of a further shape is computed without a graph when MOST have one.
+    In 16 bits all weights are rounded at once, not one by one as by `autocast`, and gradients are theirs.
     """
 
     def __init__(self, task: Task) -> None:
         self.task, self.captured = task, {}
-        modules = task.trainable_modules.values()
-        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.named = {name: p for name, p in task.named_parameters() if p.requires_grad}
+        self.masters = rounded_weights(task.trainable_modules["model"].encoder, task.config.precision)
+        names = {id(p): name for name, p in self.named.items()}
+        self.rounded = {
+            names[id(p)]: nn.Parameter(p.detach().to(AUTOCAST[task.config.precision])) for p in self.masters
+        }
         self.pool = torch.cuda.graph_pool_handle()  # of all graphs: no two are at work at a time
-        self.needed: list[tuple[nn.Parameter, torch.Tensor]] = []  # with where the graphs add up the gradients
+        self.needed: list[tuple[nn.Parameter, torch.Tensor]] = []  # with where the graphs leave the gradients
         self.device = task.devices[0]
         self.stream = torch.cuda.Stream(self.device)  # on which is captured
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)  # makes a loss differentiable
@@ -55,8 +61,8 @@ class CapturedTask:
         """Return the task's losses of a batch."""
         layout = batch.layout
         sizes = (layout.batch, len(layout), len(layout.token_rows), layout.max_rows, layout.max_seqlen)
-        shape = (*sizes, layout.whole)
-        if batch.watched or shape not in self.captured and len(self.captured) == MOST:
+        shape = (*sizes, layout.whole, batch.watched)
+        if shape not in self.captured and len(self.captured) == MOST:
             return self.task(batch)
         if shape not in self.captured:
             with torch.cuda.device(self.device):
@@ -66,41 +72,48 @@ class CapturedTask:
         output = passes.output
         return TaskOutput(Replay.apply(self.anchor, passes), output.losses, output.vectors, output.shown)
 
+    def compute(self, batch: Batch) -> TaskOutput:
+        """Return the task's losses of a batch by weights that are rounded now."""
+        with torch.no_grad():
+            copy(list(self.rounded.values()), self.masters)
+        return functional_call(self.task, self.rounded, (batch,))
+
 
 class Passes:
     """The two graphs of a shape of batches, and the batch that they read."""
 
     def __init__(self, owner: CapturedTask, batch: Batch) -> None:
-        self.owner, task = owner, owner.task
+        self.owner = owner
         self.batch = batch.to(owner.device)
         with torch.random.fork_rng(devices=[owner.device]):  # a capture draws nothing that a run could miss
             owner.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(owner.stream):  # what is set up at the first use must not be captured
-                gradients = self.gradients(task(self.batch).loss)
+                gradients = self.gradients(owner.compute(self.batch).loss)
             torch.cuda.current_stream().wait_stream(owner.stream)
         if not owner.needed:
-            pairs = zip(owner.parameters, gradients, strict=True)
+            pairs = zip(owner.named.values(), gradients, strict=True)
             owner.needed = [(p, torch.zeros_like(p)) for p, gradient in pairs if gradient is not None]
         del gradients
         self.batch = replace(self.batch, layout=replace(self.batch.layout))  # without what was worked out outside
         self.scale = torch.ones((), device=owner.device)
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward, owner.pool, owner.stream):
-            output = task(self.batch)
+            output = owner.compute(self.batch)
         with torch.cuda.graph(self.backward, owner.pool, owner.stream):
             found = [gradient for gradient in self.gradients(output.loss, self.scale) if gradient is not None]
-            torch._foreach_add_([total for _, total in owner.needed], found)
+            copy([kept for _, kept in owner.needed], found)
         self.output = TaskOutput(output.loss.detach(), *(detached(named) for named in output[1:]))
 
     def gradients(self, loss: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient of every parameter, None where it has none."""
-        return torch.autograd.grad(loss, self.owner.parameters, scale, allow_unused=True)
+        leaves = [self.owner.rounded.get(name, p) for name, p in self.owner.named.items()]
+        return torch.autograd.grad(loss, leaves, scale, allow_unused=True)
 
     def take(self, batch: Batch) -> None:
         """Copy a batch to where the graphs read it."""
         for mine, theirs in ((self.batch, batch), (self.batch.layout, batch.layout)):
             for name in (field.name for field in fields(mine) if field.type is torch.Tensor):
-                getattr(mine, name).copy_(moved(getattr(theirs, name), self.owner.device))
+                getattr(mine, name).copy_(staged(getattr(theirs, name)), non_blocking=True)
 
 
 class Replay(torch.autograd.Function):
@@ -118,15 +131,20 @@ class Replay(torch.autograd.Function):
         """Take the gradient of the loss, a scalar."""
         passes, needed = ctx.passes, ctx.passes.owner.needed
         passes.scale.copy_(gradient)
-        fresh = [total for parameter, total in needed if parameter.grad is None]
-        if fresh:
-            torch._foreach_zero_(fresh)
-        for parameter, total in needed:
-            if parameter.grad is not None and parameter.grad is not total:
-                total.copy_(parameter.grad)
-            parameter.grad = total
+        before = [(kept, p.grad.clone() if p.grad is kept else p.grad) for p, kept in needed if p.grad is not None]
         passes.backward.replay()
+        for parameter, kept in needed:
+            parameter.grad = kept
+        if before:
+            torch._foreach_add_(*map(list, zip(*before, strict=True)))
         return None, None
+
+
+def copy(into: list[torch.Tensor], tensors: list[torch.Tensor]) -> None:
+    """Copy tensors into others, those of one type by a few kernels."""
+    for dtype in {tensor.dtype for tensor in tensors}:
+        chosen = [(one, tensor) for one, tensor in zip(into, tensors, strict=True) if tensor.dtype == dtype]
+        torch._foreach_copy_(*map(list, zip(*chosen, strict=True)))
 
 
 def detached(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

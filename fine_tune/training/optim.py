@@ -2,6 +2,7 @@
 
 import math
 from argparse import Namespace
+from itertools import chain, islice
 
 import torch
 from torch import nn
@@ -56,8 +57,17 @@ class OptimizerGroup:
         """
         scale = scale if scale is None else scale.to(self.device)
         self.optimizer.grad_scale = scale  # how a fused optimiser is told by a gradient scaler
-        norms = [clip_as_one(parameters, self.max_norm, scale) for parameters in self.clipped_together]
-        return torch.stack([norm.to(self.device) for norm in norms]).max()  # max passes nan on
+        grouped = [[p.grad for p in parameters if p.grad is not None] for parameters in self.clipped_together]
+        grouped = [gradients for gradients in grouped if gradients]
+        if not grouped:
+            return torch.zeros((), device=self.device)
+        each = iter(torch._foreach_norm(list(chain(*grouped))))  # on a GPU a few kernels for all that there are
+        norms = torch.stack([torch.linalg.vector_norm(torch.stack(list(islice(each, len(one))))) for one in grouped])
+        norms = norms if scale is None else norms / scale
+        factors = (self.max_norm / (norms + 1e-6)).clamp(max=1)  # as nn.utils.clip_grad_norm_ has it
+        for gradients, factor in zip(grouped, factors, strict=True):
+            torch._foreach_mul_(gradients, factor)
+        return norms.max()  # which passes nan on
 
     def lr(self, step: int) -> float:
         """Return the learning rate of `step`, counted from 1; the first step runs at 0."""
@@ -75,14 +85,6 @@ class OptimizerGroup:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return lr
-
-
-def clip_as_one(parameters: list[nn.Parameter], max_norm: float, scale: torch.Tensor | None) -> torch.Tensor:
-    """Clip the gradients together so that, over `scale`, their norm is at most `max_norm`; return it before that."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm = norm if scale is None else norm / scale
-    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
 
 
 class LossScaler:
