@@ -52,6 +52,7 @@ MOST_STEPS = 16  # what a kept teacher knows, in batches
 PHASES = ("batch", "teacher forward", "student forward", "method and losses", "backward", "clip", "update")
 LOADING = "rows | first time, s | rows/s | peak MiB | from the cache, s | rows/s | peak MiB"
 BURST = 8  # steps that follow one another on a GPU before it is waited for: as in training
+HELD = 6 * 2**30  # bytes of a GPU, more than one process takes at batch 32
 WARM_UP = 2  # steps; in the second, memory that the first freed is still being asked for again
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")  # how the names of CUDA's functions for it begin
 CORES = multiprocessing.cpu_count()
@@ -335,6 +336,12 @@ class Host:
         np.savez(path, **self.make(dropout=0.0, watch=self.watch).check())
         gc.collect()
 
+    def prepare(self, path: Path, numbers: list[int]) -> None:
+        """Check, and do steps that are not timed."""
+        self.check(path)
+        for number in numbers:
+            self.step(number)
+
     def step(self, number: int) -> dict[str, float]:
         """Do a step with dropout, on a GPU BURST as one; return its seconds, also by phase, and its operations."""
         if self.job is None:
@@ -352,11 +359,13 @@ class Host:
         known = spent["batch"] + spent["losses"] + spent["clip"] + spent["update"]
         return {"flops": flops, "backward": spent["seconds"] - known} | spent
 
-    def about(self) -> tuple[str, list[str]]:
-        """Return the name of the GPU, "" for the CPU, and in which of PRECISIONS the device can work."""
+    def about(self) -> tuple[str, list[str], int]:
+        """Return the GPU's name, "" for the CPU, in which of PRECISIONS it can work, and how many processes fit."""
         device = torch.device("cpu" if self.gpu < 0 else f"cuda:{self.gpu}")
         can = [name for name in PRECISIONS if name == "fp32" or not unsupported_reason(name, device)]
-        return torch.cuda.get_device_name(device) if self.gpu >= 0 else "", can
+        if self.gpu < 0:
+            return "", can, 1
+        return torch.cuda.get_device_name(device), can, max(1, torch.cuda.mem_get_info(device)[0] // HELD - 1)
 
     def launches(self, number: int) -> int:
         """Return how many kernels and graphs a step, one that was done before, launches on the GPU."""
@@ -397,7 +406,15 @@ class Worker:
 
     def ask(self, name: str, *args: Any) -> Any:
         """Call a method of the Host; EOFError when the process has died, which says why on stderr."""
+        self.begin(name, *args)
+        return self.answer()
+
+    def begin(self, name: str, *args: Any) -> None:
+        """Call a method of the Host without waiting for its `answer`."""
         self.pipe.send((name, args))
+
+    def answer(self) -> Any:
+        """Return the result of the call that was begun."""
         return self.pipe.recv()
 
     def __enter__(self) -> "Worker":

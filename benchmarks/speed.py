@@ -13,6 +13,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -197,11 +198,12 @@ def compare(
     best: dict[str, float],
     examples: int,
     what: str,
+    at_once: int,
 ) -> dict[str, list[dict[str, float]]]:
     """Print a table of `plain` against each of `others`, `pairs` steps each in turn; return the steps of the others.
 
     These come with their precision, of whose matrix product `best` are the GFLOP/s. A step takes `examples` examples;
-    `what` is compared beside the loss.
+    `what` is compared beside the loss. `at_once` of the others get ready together: most of that is compiling.
     """
     on_gpu = shape.device_id >= 0
 
@@ -212,49 +214,52 @@ def compare(
         share = [f"{rate(steps):.1f}", f"{rate(steps) / best[precision]:.0%}"]
         return [name, *speed, *cells, *share, *[str(launches)] * on_gpu]
 
-    def warm_up(worker: Worker) -> None:
-        for number in range(1, common.WARM_UP + 1):
-            worker.ask("step", number)
-
-    taken, before, timed = {}, [], range(common.WARM_UP + 1, common.WARM_UP + 1 + pairs)
+    taken, before = {}, []
+    warm_up, timed = (
+        list(range(*ends)) for ends in ((1, common.WARM_UP + 1), (common.WARM_UP + 1, common.WARM_UP + 1 + pairs))
+    )
+    names = list(others)
+    more = timed if on_gpu else []  # --compile captures a graph for every shape of batches
 
     def rows() -> Iterator[list[str]]:
         with tempfile.TemporaryDirectory() as folder, Worker(plain, shape.threads, shape.device_id) as base:
-            base.ask("check", Path(folder, "plain.npz"))
-            warm_up(base)
-            for name, (make, precision) in others.items():
-                with Worker(make, shape.threads, shape.device_id) as worker:
-                    worker.ask("check", Path(folder, f"{name}.npz"))
-                    warm_up(worker)
-                    for number in timed if on_gpu else ():  # --compile captures a graph for every shape of batches
-                        worker.ask("step", number)
-                    turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
-                    peak, peak_before = worker.ask("peak"), base.ask("peak")
-                    launches, launches_before = (
-                        one.ask("launches", timed[0]) if on_gpu else 0 for one in (worker, base)
-                    )
-                taken[name] = [after for _, after in turns]
-                before.extend(first for first, _ in turns)
-                faster = statistics.median(first["seconds"] / after["seconds"] for first, after in turns)
-                apart = differences(Path(folder, "plain.npz"), Path(folder, f"{name}.npz"))
-                cells = (f"{faster:.2f}", f"{peak:.0f}", f"{peak / peak_before:.2f}", *apart)
-                yield row(name, precision, taken[name], launches, *cells)
+            base.ask("prepare", Path(folder, "plain.npz"), warm_up)
+            for chosen in (names[start : start + at_once] for start in range(0, len(names), at_once)):
+                with ExitStack() as stack:
+                    made = (Worker(others[name][0], shape.threads, shape.device_id) for name in chosen)
+                    workers = {name: stack.enter_context(worker) for name, worker in zip(chosen, made, strict=True)}
+                    for name, worker in workers.items():
+                        worker.begin("prepare", Path(folder, f"{name}.npz"), warm_up + more)
+                    for worker in workers.values():
+                        worker.answer()
+                    for name, worker in workers.items():
+                        turns = [(base.ask("step", number), worker.ask("step", number)) for number in timed]
+                        peak, peak_before = worker.ask("peak"), base.ask("peak")
+                        launches, launches_before = (
+                            one.ask("launches", timed[0]) if on_gpu else 0 for one in (worker, base)
+                        )
+                        taken[name] = [after for _, after in turns]
+                        before.extend(first for first, _ in turns)
+                        faster = statistics.median(first["seconds"] / after["seconds"] for first, after in turns)
+                        apart = differences(Path(folder, "plain.npz"), Path(folder, f"{name}.npz"))
+                        cells = (f"{faster:.2f}", f"{peak:.0f}", f"{peak / peak_before:.2f}", *apart)
+                        yield row(name, others[name][1], taken[name], launches, *cells)
         yield row("plain", "fp32", before, launches_before, "1", f"{peak_before:.0f}", "1", "", "")
 
     common.table(HEAD.format(what=what) + " | launches" * on_gpu, rows())
     return taken
 
 
-def matrix_rates(shape: Shape) -> tuple[str, dict[str, float]]:
-    """Return the GPU's name, "" for the CPU, and the GFLOP/s of a matrix product in each precision it can work in."""
+def matrix_rates(shape: Shape) -> tuple[str, dict[str, float], int]:
+    """Return the GPU's name, "" for the CPU, the GFLOP/s of a product in each precision, and how many processes fit."""
 
     def measured(precision: str) -> float:
         with Worker(partial(product, shape, precision), shape.threads, shape.device_id) as worker:
             return rate([worker.ask("step", number) for number in range(6)][1:])
 
     with Worker(partial(product, shape, "fp32"), shape.threads, shape.device_id) as worker:
-        card, can = worker.ask("about")
-    return card, {precision: measured(precision) for precision in can}
+        card, can, at_once = worker.ask("about")
+    return card, {precision: measured(precision) for precision in can}, at_once
 
 
 def phases(taken: dict[str, list[dict[str, float]]]) -> None:
@@ -304,7 +309,7 @@ def main() -> None:
 
     common.heading("Speed", base)
     for shape in (replace(base, batch_size=size, threads=number) for number in threads for size in sizes):
-        card, best = matrix_rates(shape)
+        card, best, at_once = matrix_rates(shape)
         where = f"on {card}" if card else f"{shape.threads} thread{'s' * (shape.threads > 1)}"
         rates = ", ".join(f"{precision} {found:.0f}" for precision, found in best.items())
         print(f"## Batch {shape.batch_size}, {where}; matrix products, GFLOP/s: {rates}\n")
@@ -319,6 +324,7 @@ def main() -> None:
             print(f"Left out, since the device cannot do it: {', '.join(lacking)}.\n")
         print("### Distillation step (LAD)\n")
         step = {"pairs": flags.pairs, "best": best, "examples": shape.batch_size, "what": "gradients"}
+        step["at_once"] = at_once
         taken = compare(shape, partial(plain_distil, shape), variants, **step)
         if not on_gpu:
             phases(taken)

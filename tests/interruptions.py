@@ -117,19 +117,26 @@ def flags_of(root: Path, name: str, runs: str) -> tuple[str, dict[str, object]]:
     return script, flags | {"experiment_dir": root / runs}
 
 
-def resumed_on_a_gpu(root: Path, name: str, switches: tuple[str, ...], changes: dict[str, object]) -> list[str]:
-    """Return in what a run that was killed and resumed differs from one that was not, with `switches` and `changes`.
+def run_on_a_gpu(
+    root: Path, name: str, switches: tuple[str, ...], changes: dict[str, object], runs: str, *kills: tuple[Patch, ...]
+) -> None:
+    """Run a command in the folder `runs` once for each of `kills`, with `switches` and `changes`.
 
     For a process that has not touched CUDA, which does not survive a fork. Some of CUDA's kernels add in any order:
     these are replaced.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
-    for runs, kills in (("whole", [()]), ("broken", [(before_update(8),), ()])):
-        script, flags = flags_of(root, name, runs)
-        for kill in kills:
-            status, said = in_child(lambda: tiny.run_script(script, *switches, **flags | changes), *kill)  # noqa: B023
-            assert status == (-signal.SIGKILL if kill else 0), said
+    script, flags = flags_of(root, name, runs)
+    for kill in kills:
+        status, said = in_child(lambda: tiny.run_script(script, *switches, **flags | changes), *kill)
+        assert status == (-signal.SIGKILL if kill else 0), said
+
+
+def resumed_on_a_gpu(root: Path, name: str, switches: tuple[str, ...], changes: dict[str, object]) -> list[str]:
+    """Return in what a run that was killed and resumed differs from one that was not, as `run_on_a_gpu` runs them."""
+    run_on_a_gpu(root, name, switches, changes, "whole", ())
+    run_on_a_gpu(root, name, switches, changes, "broken", (before_update(8),), ())
     return difference(root / "whole", root / "broken")
 
 

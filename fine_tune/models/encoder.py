@@ -7,6 +7,7 @@ Shapes: B examples, R rows asked for, N tokens, D hidden size.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,9 +70,32 @@ class Embeddings(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the embedding of every row, (R, D)."""
         words_RD = self.word_embeddings(batch.input_ids)
-        segments_RD = self.token_type_embeddings(batch.token_type_ids)
-        positions_RD = self.position_embeddings(batch.layout.position_ids)
+        segments_RD = look_up(self.token_type_embeddings, batch.token_type_ids)
+        positions_RD = look_up(self.position_embeddings, batch.layout.position_ids)
         return self.dropout(self.LayerNorm(words_RD + segments_RD + positions_RD))
+
+
+def look_up(table: nn.Embedding, index_R: torch.Tensor) -> torch.Tensor:
+    """Return the entries (R, D) of a table of few."""
+    return FewEntries.apply(table.weight, index_R) if index_R.is_cuda else table(index_R)
+
+
+class FewEntries(torch.autograd.Function):
+    """Entries of a table to which many rows add: a GPU's gradient as a product, in the same order at every time."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, index_R: torch.Tensor) -> torch.Tensor:
+        """Take (T, D) and (R,); return (R, D)."""
+        ctx.save_for_backward(index_R)
+        ctx.entries = len(weight)
+        return weight.index_select(0, index_R)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_RD: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Take (R, D); return (T, D)."""
+        (index_R,) = ctx.saved_tensors
+        chosen_TR = torch.arange(ctx.entries, device=index_R.device)[:, None] == index_R
+        return chosen_TR.to(gradient_RD.dtype) @ gradient_RD, None
 
 
 class Layer(nn.Module):

@@ -32,7 +32,6 @@ def captured(task: Task) -> Callable[[Batch], TaskOutput]:
     """Return `task` by graphs, or itself where that cannot be: it must be on one GPU, and its batches of few shapes."""
     on_one_gpu = len(set(task.devices)) == 1 and task.devices[0].type == "cuda"
     task.few_shapes = on_one_gpu and task.can_have_few_shapes
-    torch.backends.cuda.enable_cudnn_sdp(task.few_shapes)  # the fastest attention, but slow at a new shape
     return CapturedTask(task) if task.few_shapes else task
 
 
