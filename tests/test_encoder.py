@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 from fine_tune.data.layout import Layout, full, packed, sampled
 from fine_tune.data.tokens import Batch
 from fine_tune.models import attention
-from fine_tune.models.encoder import Bert
+from fine_tune.models.encoder import Bert, FewEntries
 from tests.built import LENGTHS, S, make_tokens
 
 LAYERS = 3
@@ -155,3 +155,14 @@ def test_dropout_has_the_librarys_distribution() -> None:
     error = 5 * ((ours.var(0) + wanted.var(0)) / draws).sqrt()
     assert ((ours.mean(0) - wanted.mean(0)).abs() < error).float().mean() > 0.999
     torch.testing.assert_close(ours.std(0).mean(), wanted.std(0).mean(), rtol=0.02, atol=0)
+
+
+def test_a_table_of_few_entries_is_looked_up_as_any() -> None:
+    """With its gradient as a product, as on a GPU; some entries are asked for often, one never."""
+    table, index = torch.nn.Embedding(5, 7), torch.tensor([0, 1, 1, 4, 0, 1, 2, 1])
+    weights = torch.randn(8, 7, generator=torch.Generator().manual_seed(0))
+    known, found = table(index), FewEntries.apply(table.weight, index)
+    assert torch.equal(found, known)
+    (expected,), (gradient,) = (torch.autograd.grad((rows * weights).sum(), table.weight) for rows in (known, found))
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
+    assert not gradient[3].any()

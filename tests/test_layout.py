@@ -1,6 +1,6 @@
 """Which rows a batch has and what they weigh, against loops over examples and positions."""
 
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -17,6 +17,8 @@ LAYOUTS = {
     "packed": packed(LENGTHS, S),
     "sampled": sampled(LENGTHS, S, 2, [(42, 1, 10), (42, 1, 11), (42, 1, 12)]),
 }
+
+MADE = {"full": full, "packed": packed}  # those that can have few shapes
 
 
 def plane(seed: int) -> torch.Tensor:
@@ -149,3 +151,27 @@ def test_grids_and_rows(name: str) -> None:
     assert torch.equal(layout.unpad_input(grid), rows(values, layout))
     assert torch.equal(rows(values, layout)[layout.cls_rows], values[:, 0])
     torch.testing.assert_close(layout.cls.mean(values[:, 0]), values[:, 0].mean(0))
+
+
+@pytest.mark.parametrize("cls_only", [False, True])
+@pytest.mark.parametrize("few_shapes", [False, True])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_stretches(name: str, few_shapes: bool, cls_only: bool) -> None:
+    """Every row attends to the tokens of its own example and to nothing else; rows that fill up are in the second."""
+    layout = MADE[name](LENGTHS, S, True) if few_shapes and name in MADE else LAYOUTS[name]
+    asked = layout.cls if cls_only else layout
+    assert asked.cu_seqlens_q.dtype == layout.cu_seqlens_k.dtype == torch.int32
+    bounds = zip(asked.cu_seqlens_q.tolist(), layout.cu_seqlens_k.tolist(), strict=True)
+    pairs = [(range(q, r), range(k, m)) for (q, k), (r, m) in pairwise(bounds)]
+    assert len(pairs) == 2 * B
+    for b in range(B):
+        (queries, keys), (nobody, filling) = pairs[2 * b : 2 * b + 2]
+        assert [int(asked.batch_index[row]) for row in queries] == [b] * asked.row_counts[b]
+        read = [layout.token_rows[key] for key in keys]
+        assert [(int(layout.batch_index[row]), int(layout.position_ids[row])) for row in read] == [
+            (b, s) for s in range(LENGTHS[b])
+        ]
+        assert not nobody
+        assert not layout.is_token[list(filling)].any()
+    assert [row for queries, _ in pairs for row in queries] == list(range(len(asked)))
+    assert [key for _, keys in pairs for key in keys] == list(range(len(layout.token_rows)))

@@ -13,6 +13,7 @@ from fine_tune.data.layout import packed
 from fine_tune.methods.alp import mix
 from fine_tune.models import bert, precision
 from fine_tune.models.precision import autocast, keep_rounded
+from fine_tune.training.graphs import Leaves
 from tests import built, golden, tiny
 
 CPU = torch.device("cpu")
@@ -55,6 +56,30 @@ def test_what_bf16_leaves_in_fp32() -> None:
             assert torch.equal(found, wanted)
         with precision.no_autocast(CPU):
             assert head.linear_layer(state).dtype == torch.float32
+
+
+@pytest.mark.parametrize("pad_loss", ["all", "masked"])
+@pytest.mark.parametrize("name", built.METHODS)
+def test_weights_rounded_at_once_are_those_that_autocast_rounds(name: str, pad_loss: str) -> None:
+    """Loss and gradients to the last bit, after an update, too; what is differentiated has 16 bits."""
+    task = built.distillation(name, pad_loss)
+    task.config.precision = "bf16"
+    tokens, chosen = built.make_tokens(), np.arange(4)
+    batch = tokens.batch(chosen, task.layout(tokens.lengths(chosen), chosen, 1))
+    leaves = Leaves(task)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in task.student.parameters():
+                parameter.add_(torch.randn(parameter.shape) / 10)
+        known, found = task(batch).loss, leaves.compute(batch).loss
+        assert torch.equal(found, known)
+        expected = torch.autograd.grad(known, list(leaves.named.values()), allow_unused=True)
+        for one, two in zip(leaves.gradients(found), expected, strict=True):
+            assert one is two is None or torch.equal(one.float(), two)
+    layers = [part for part in task.student.encoder.modules() if isinstance(part, nn.Linear)]
+    assert [leaf.dtype for leaf in leaves.rounded.values()] == [torch.bfloat16] * 2 * len(layers)
+    task.config.precision = "fp32"
+    assert not Leaves(task).rounded
 
 
 def test_refused_where_the_hardware_lacks_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

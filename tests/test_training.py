@@ -1,5 +1,6 @@
 """The loop, the optimiser and the losses of a whole run against an independent oracle."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,28 @@ def test_the_student_is_clipped_as_a_whole() -> None:
     group.clip()
     group.step(1, torch.tensor(0.0))
     assert [grad.norm().item() for grad in kept] == pytest.approx([0.6, 0.8], rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_clipping_is_the_librarys(scale: float | None) -> None:
+    """To the last bit, module by module, the one without a gradient too; a loss that was scaled scales gradients."""
+    modules = [nn.Sequential(nn.Linear(9, 7), nn.LayerNorm(7), nn.Linear(7, 3)) for _ in range(4)]
+    modules[2].requires_grad_(False)
+    others, group = deepcopy(modules), optimizer(*modules)
+    generator, norms = torch.Generator().manual_seed(0), []
+    for size, module, other in zip((3.0, 0.01, 0.0, 0.5), modules, others, strict=True):
+        for one, two in zip(module.parameters(), other.parameters(), strict=True):
+            if one.requires_grad:
+                two.grad = size * torch.randn(one.shape, generator=generator)
+                one.grad = two.grad * (scale or 1)
+        norms.append(nn.utils.clip_grad_norm_(other.parameters(), 1))
+    assert norms[0] > 1 > norms[1]
+    assert group.clip(None if scale is None else torch.tensor(scale)) == max(norms)
+    for module, other in zip(modules, others, strict=True):
+        for one, two in zip(module.parameters(), other.parameters(), strict=True):
+            assert (one.grad is None) == (two.grad is None) == (module is modules[2])
+            assert one.grad is None or torch.equal(one.grad / (scale or 1), two.grad)
+    assert optimizer(modules[2]).clip() == 0
 
 
 def test_no_decay_for_biases_and_layer_norms() -> None:

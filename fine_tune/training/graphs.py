@@ -39,17 +39,10 @@ class CapturedTask:
     """A task whose passes are graphs: what is called and differentiated is the same, and so are the numbers.
 
     A call's results hold until the next one. A batch of a further shape is computed without a graph when MOST have one.
-    In 16 bits all weights are rounded at once, not one by one as by `autocast`, and gradients are theirs.
     """
 
     def __init__(self, task: Task) -> None:
-        self.task, self.captured = task, {}
-        self.named = {name: p for name, p in task.named_parameters() if p.requires_grad}
-        self.masters = rounded_weights(task.trainable_modules["model"].encoder, task.config.precision)
-        names = {id(p): name for name, p in self.named.items()}
-        self.rounded = {
-            names[id(p)]: nn.Parameter(p.detach().to(AUTOCAST[task.config.precision])) for p in self.masters
-        }
+        self.task, self.leaves, self.captured = task, Leaves(task), {}
         self.pool = torch.cuda.graph_pool_handle()  # of all graphs: no two are at work at a time
         self.needed: list[tuple[nn.Parameter, torch.Tensor]] = []  # with where the graphs leave the gradients
         self.device = task.devices[0]
@@ -71,11 +64,32 @@ class CapturedTask:
         output = passes.output
         return TaskOutput(Replay.apply(self.anchor, passes), output.losses, output.vectors, output.shown)
 
+
+class Leaves:
+    """What gradients are of: a task's trainable parameters, but of those that `autocast` rounds the rounded ones.
+
+    These are rounded all at once, not one by one, and so are the same numbers.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.named = {name: p for name, p in task.named_parameters() if p.requires_grad}
+        names = {id(p): name for name, p in self.named.items()}
+        self.exact = rounded_weights(task.trainable_modules["model"].encoder, task.config.precision)
+        self.rounded = {
+            names[id(p)]: nn.Parameter(p.detach().to(AUTOCAST[task.config.precision])) for p in self.exact
+        }
+
     def compute(self, batch: Batch) -> TaskOutput:
-        """Return the task's losses of a batch by weights that are rounded now."""
+        """Return the task's losses of a batch by the weights of now."""
         with torch.no_grad():
-            copy(list(self.rounded.values()), self.masters)
+            copy(list(self.rounded.values()), self.exact)
         return functional_call(self.task, self.rounded, (batch,))
+
+    def gradients(self, loss: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradient of every trainable parameter, None where it has none."""
+        leaves = [self.rounded.get(name, p) for name, p in self.named.items()]
+        return torch.autograd.grad(loss, leaves, scale, allow_unused=True)
 
 
 class Passes:
@@ -87,26 +101,21 @@ class Passes:
         with torch.random.fork_rng(devices=[owner.device]):  # a capture draws nothing that a run could miss
             owner.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(owner.stream):  # what is set up at the first use must not be captured
-                gradients = self.gradients(owner.compute(self.batch).loss)
+                gradients = owner.leaves.gradients(owner.leaves.compute(self.batch).loss)
             torch.cuda.current_stream().wait_stream(owner.stream)
         if not owner.needed:
-            pairs = zip(owner.named.values(), gradients, strict=True)
+            pairs = zip(owner.leaves.named.values(), gradients, strict=True)
             owner.needed = [(p, torch.zeros_like(p)) for p, gradient in pairs if gradient is not None]
         del gradients
         self.batch = replace(self.batch, layout=replace(self.batch.layout))  # without what was worked out outside
         self.scale = torch.ones((), device=owner.device)
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward, owner.pool, owner.stream):
-            output = owner.compute(self.batch)
+            output = owner.leaves.compute(self.batch)
         with torch.cuda.graph(self.backward, owner.pool, owner.stream):
-            found = [gradient for gradient in self.gradients(output.loss, self.scale) if gradient is not None]
-            copy([kept for _, kept in owner.needed], found)
+            gradients = owner.leaves.gradients(output.loss, self.scale)
+            copy([kept for _, kept in owner.needed], [gradient for gradient in gradients if gradient is not None])
         self.output = TaskOutput(output.loss.detach(), *(detached(named) for named in output[1:]))
-
-    def gradients(self, loss: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradient of every parameter, None where it has none."""
-        leaves = [self.owner.rounded.get(name, p) for name, p in self.owner.named.items()]
-        return torch.autograd.grad(loss, leaves, scale, allow_unused=True)
 
     def take(self, batch: Batch) -> None:
         """Copy a batch to where the graphs read it."""
