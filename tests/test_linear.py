@@ -13,6 +13,7 @@ from fine_tune.models import linear
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Take each of the two ways; that of oneDNN is the operator's own on any CPU, fast or not."""
     monkeypatch.setattr(linear, "ONE_DNN", request.param)
+    monkeypatch.setattr(linear, "SMALLEST", 0)
     return request.param
 
 
@@ -51,8 +52,18 @@ def test_without_the_operator_the_layer_is_the_plain_one(monkeypatch: pytest.Mon
     assert torch.equal(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias))
 
 
-def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("inputs", "uses"), [(128, 0), (256, 1)])
+def test_small_matrices_are_left_to_blas(inputs: int, uses: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "ONE_DNN", True)
+    used = []
+    original = linear.product
+    monkeypatch.setattr(linear, "product", lambda *args: used.append(1) or original(*args))
+    linear.Linear(inputs, 128)(torch.randn(5, inputs))
+    assert len(used) == uses
+
+
+@pytest.mark.parametrize("path", [True], indirect=True)
+def test_only_what_is_needed_is_computed(path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     original = linear.product
     monkeypatch.setattr(linear, "product", lambda *args: used.append(1) or original(*args))

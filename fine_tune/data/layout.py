@@ -93,6 +93,11 @@ class Layout:
         mask = torch.zeros(self.batch * self.max_seqlen, dtype=torch.bool, device=self.cls_rows.device)
         return mask.index_copy(0, self.token_indices, self.is_token).view(self.batch, 1, 1, -1)
 
+    @cached_property
+    def attention_bias(self) -> torch.Tensor:
+        """The same as what is added to the scores, (B, 1, 1, K): 0 for a token, -inf for none."""
+        return torch.zeros_like(self.attention_mask, dtype=torch.float).masked_fill(~self.attention_mask, -torch.inf)
+
     # --- where attention needs no grid: two stretches for each example, the second of what only fills up ---
 
     @cached_property

@@ -43,7 +43,12 @@ def attend(
         return torch.cat([mixed_HqE.transpose(0, 1).flatten(1) for mixed_HqE in parts])
     query_BHQE = split_heads(asked.pad_input(query_RD), heads)
     key_BHKE, value_BHKE = (split_heads(layout.pad_tokens(rows_ND), heads) for rows_ND in (key_ND, value_ND))
-    mixed_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHKE, value_BHKE, layout.attention_mask, dropout)
+    if query_RD.device.type == "cpu" and dropout:
+        kept_BHQK = draw(asked, layout, heads, dropout)
+        mixed_BHQE = mix(query_BHQE, key_BHKE, value_BHKE, kept_BHQK, layout.attention_bias)
+    else:
+        mask = layout.attention_mask
+        mixed_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHKE, value_BHKE, mask, dropout)
     return asked.unpad_input(mixed_BHQE.transpose(1, 2).flatten(2))
 
 
@@ -78,18 +83,39 @@ def by_example(
 ) -> Iterator[torch.Tensor]:
     """Yield the mixed values (H, q, E) of each example."""
     rows, tokens = asked.row_counts, layout.token_counts
-    if dropout:  # one draw for all as the library does it, so that what is drawn does not depend on the way
-        shape = (asked.batch, heads, asked.max_rows, layout.max_seqlen)
-        kept_BHQK = torch.empty(shape).bernoulli_(1 - dropout).div_(1 - dropout)
+    if dropout:
+        kept_BHQK = draw(asked, layout, heads, dropout)
     parts = zip(query_RD.split(rows), key_ND.split(tokens), value_ND.split(tokens), strict=True)
     for example, part in enumerate(parts):
         query_HqE, key_HkE, value_HkE = (split_heads(part_XD, heads) for part_XD in part)
         if dropout:
-            scale = query_HqE.shape[2] ** -0.25
-            weights_Hqk = ((query_HqE * scale) @ (key_HkE * scale).transpose(1, 2)).softmax(2)
-            yield (weights_Hqk * kept_BHQK[example, :, : rows[example], : tokens[example]]) @ value_HkE
+            yield mix(query_HqE, key_HkE, value_HkE, kept_BHQK[example, :, : rows[example], : tokens[example]])
         else:
             yield F.scaled_dot_product_attention(query_HqE[None], key_HkE[None], value_HkE[None])[0]
+
+
+def draw(asked: Layout, layout: Layout, heads: int, dropout: float) -> torch.Tensor:
+    """Return by what dropout multiplies the weights, (B, H, Q, K): one draw for all, which the library makes, too."""
+    shape = (asked.batch, heads, asked.max_rows, layout.max_seqlen)
+    return torch.empty(shape).bernoulli_(1 - dropout).div_(1 - dropout)
+
+
+def mix(
+    query_HqE: torch.Tensor,
+    key_HkE: torch.Tensor,
+    value_HkE: torch.Tensor,
+    kept_Hqk: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the values (..., H, q, E) mixed by weights, `kept_Hqk` (..., H, q, k) times the softmax of the scores.
+
+    It is what the library does on a CPU, but for its search for queries without any token. `bias` is added to scores.
+    """
+    scale = query_HqE.shape[-1] ** -0.25
+    scores_Hqk = (query_HqE * scale) @ (key_HkE * scale).transpose(-2, -1)
+    if bias is not None:
+        scores_Hqk += bias
+    return (scores_Hqk.softmax(-1) * kept_Hqk) @ value_HkE
 
 
 def split_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ def has_one_dnn() -> bool:
 
 
 ONE_DNN = has_one_dnn()
+SMALLEST = 2**15  # entries of a matrix below which oneDNN's calls cost more than it gains
 
 
 class Linear(nn.Linear):
@@ -26,7 +27,8 @@ class Linear(nn.Linear):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows W^T + b, (R, O)."""
-        ours = ONE_DNN and rows.device.type == "cpu" and rows.dtype == torch.float32
+        worth_it = self.weight.numel() >= SMALLEST
+        ours = ONE_DNN and worth_it and rows.device.type == "cpu" and rows.dtype == torch.float32
         if not ours or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(rows)
         return Product.apply(rows, self.weight, self.bias)

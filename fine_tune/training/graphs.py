@@ -76,9 +76,7 @@ class Leaves:
         self.named = {name: p for name, p in task.named_parameters() if p.requires_grad}
         names = {id(p): name for name, p in self.named.items()}
         self.exact = rounded_weights(task.trainable_modules["model"].encoder, task.config.precision)
-        self.rounded = {
-            names[id(p)]: nn.Parameter(p.detach().to(AUTOCAST[task.config.precision])) for p in self.exact
-        }
+        self.rounded = {names[id(p)]: nn.Parameter(p.detach().to(AUTOCAST[task.config.precision])) for p in self.exact}
 
     def compute(self, batch: Batch) -> TaskOutput:
         """Return the task's losses of a batch by the weights of now."""
