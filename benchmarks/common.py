@@ -360,12 +360,12 @@ class Host:
         return {"flops": flops, "backward": spent["seconds"] - known} | spent
 
     def about(self) -> tuple[str, list[str], int]:
-        """Return the GPU's name, "" for the CPU, in which of PRECISIONS it can work, and how many processes fit."""
+        """Return the GPU's name, "" for the CPU, in which of PRECISIONS it can work, and its free bytes or 0."""
         device = torch.device("cpu" if self.gpu < 0 else f"cuda:{self.gpu}")
         can = [name for name in PRECISIONS if name == "fp32" or not unsupported_reason(name, device)]
         if self.gpu < 0:
-            return "", can, 1
-        return torch.cuda.get_device_name(device), can, max(1, torch.cuda.mem_get_info(device)[0] // HELD - 1)
+            return "", can, 0
+        return torch.cuda.get_device_name(device), can, torch.cuda.mem_get_info(device)[0]
 
     def launches(self, number: int) -> int:
         """Return how many kernels and graphs a step, one that was done before, launches on the GPU."""

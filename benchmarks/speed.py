@@ -215,10 +215,8 @@ def compare(
         return [name, *speed, *cells, *share, *[str(launches)] * on_gpu]
 
     taken, before = {}, []
-    warm_up, timed = (
-        list(range(*ends)) for ends in ((1, common.WARM_UP + 1), (common.WARM_UP + 1, common.WARM_UP + 1 + pairs))
-    )
-    names = list(others)
+    names, warm_up = list(others), list(range(1, common.WARM_UP + 1))
+    timed = [common.WARM_UP + pair for pair in range(1, pairs + 1)]
     more = timed if on_gpu else []  # --compile captures a graph for every shape of batches
 
     def rows() -> Iterator[list[str]]:
@@ -251,15 +249,19 @@ def compare(
 
 
 def matrix_rates(shape: Shape) -> tuple[str, dict[str, float], int]:
-    """Return the GPU's name, "" for the CPU, the GFLOP/s of a product in each precision, and how many processes fit."""
+    """Return the GPU's name, "" for the CPU, and the GFLOP/s of a product in each precision.
+
+    The last is how many processes, at least one, there is memory for beside the plain one.
+    """
 
     def measured(precision: str) -> float:
         with Worker(partial(product, shape, precision), shape.threads, shape.device_id) as worker:
             return rate([worker.ask("step", number) for number in range(6)][1:])
 
     with Worker(partial(product, shape, "fp32"), shape.threads, shape.device_id) as worker:
-        card, can, at_once = worker.ask("about")
-    return card, {precision: measured(precision) for precision in can}, at_once
+        card, can, free = worker.ask("about")
+    fit = int(free / (common.HELD * max(1, shape.batch_size / 32))) - 1
+    return card, {precision: measured(precision) for precision in can}, max(1, fit)
 
 
 def phases(taken: dict[str, list[dict[str, float]]]) -> None:

@@ -118,9 +118,9 @@ def flags_of(root: Path, name: str, runs: str) -> tuple[str, dict[str, object]]:
 
 
 def run_on_a_gpu(
-    root: Path, name: str, switches: tuple[str, ...], changes: dict[str, object], runs: str, *kills: tuple[Patch, ...]
+    root: Path, name: str, switches: tuple[str, ...], changes: dict[str, object], runs: str, *starts: tuple[Patch, ...]
 ) -> None:
-    """Run a command in the folder `runs` once for each of `kills`, with `switches` and `changes`.
+    """Start a command in the folder `runs`, with `switches` and `changes`, once for each of `starts`; the last ends it.
 
     For a process that has not touched CUDA, which does not survive a fork. Some of CUDA's kernels add in any order:
     these are replaced.
@@ -128,9 +128,9 @@ def run_on_a_gpu(
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
     script, flags = flags_of(root, name, runs)
-    for kill in kills:
-        status, said = in_child(lambda: tiny.run_script(script, *switches, **flags | changes), *kill)
-        assert status == (-signal.SIGKILL if kill else 0), said
+    for number, patches in enumerate(starts, 1):
+        status, said = in_child(lambda: tiny.run_script(script, *switches, **flags | changes), *patches)
+        assert status == (0 if number == len(starts) else -signal.SIGKILL), said
 
 
 def resumed_on_a_gpu(root: Path, name: str, switches: tuple[str, ...], changes: dict[str, object]) -> list[str]:
@@ -138,6 +138,12 @@ def resumed_on_a_gpu(root: Path, name: str, switches: tuple[str, ...], changes: 
     run_on_a_gpu(root, name, switches, changes, "whole", ())
     run_on_a_gpu(root, name, switches, changes, "broken", (before_update(8),), ())
     return difference(root / "whole", root / "broken")
+
+
+def resumed_without_its_stream(root: Path, name: str, switches: tuple[str, ...], changes: dict[str, object]) -> None:
+    """Kill a run and resume it, in the folder `other`, with the GPU's random stream of a fresh start."""
+    fresh = (torch.cuda, "set_rng_state", lambda *stream: None)
+    run_on_a_gpu(root, name, switches, changes, "other", (before_update(8),), (fresh,))
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fine_tune.models import attention
+from fine_tune.models import attention, precision
 from fine_tune.models.precision import autocast
 from tests.built import CPU
 from tests.test_encoder import LAYOUTS
@@ -42,12 +42,14 @@ def test_both_ways_are_one(
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("heads", [1, 3])
-def test_a_grid_with_dropout_is_the_librarys(name: str, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["fp32", "bf16"])
+def test_a_grid_with_dropout_is_the_librarys(name: str, heads: int, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, gradients and the next draw included."""
     layout = LAYOUTS[name]
     sizes = (len(layout), len(layout.token_rows), len(layout.token_rows))
-    query, key, value = (torch.randn(size, 24).requires_grad_() for size in sizes)
-    weights = torch.randn(len(layout), 24)
+    dtype = precision.AUTOCAST.get(mode, torch.float32)
+    query, key, value = (torch.randn(size, 24, dtype=dtype).requires_grad_() for size in sizes)
+    weights = torch.randn(len(layout), 24, dtype=dtype)
 
     def ours() -> torch.Tensor:
         monkeypatch.setattr(attention, "CALLS", math.inf)
@@ -61,7 +63,8 @@ def test_a_grid_with_dropout_is_the_librarys(name: str, heads: int, monkeypatch:
 
     def found(way: Callable[[], torch.Tensor], seed: int) -> list[torch.Tensor]:
         torch.manual_seed(seed)
-        mixed = way()
+        with precision.autocast(mode, [CPU]):
+            mixed = way()
         return [mixed, *torch.autograd.grad(mixed, (query, key, value), weights), torch.rand(2)]
 
     assert all(map(torch.equal, found(ours, 1), found(known, 1)))

@@ -61,6 +61,23 @@ def test_a_dry_run_makes_all_checks(root: Path) -> None:
         tiny.run_script("run_lad_distil", "--dry_run", **flags)
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_dry_run_has_the_same_terms(
+    root: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "STEPS", 2)
+    found = []
+    for switches in (["--compile"], []):
+        tiny.run_script(
+            "run_lad_distil", "--dry_run", *switches, **tiny.student_flags(root, experiment="dry", dropout=0)
+        )
+        said = capsys.readouterr().out
+        assert said.startswith("a step: ")
+        found.append(said[said.index("at the start:") :])
+    assert found[0] == found[1]
+    assert "  hidden " in found[0]
+
+
 @pytest.mark.parametrize("name", ["lad", "alp-kd-hidden", "pkd"])
 def test_the_shares_are_those_of_separate_backward_passes(name: str) -> None:
     """Each term alone, with the weights of the others 0, over two micro-batches; the even mu makes the norms equal."""

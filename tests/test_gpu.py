@@ -23,7 +23,7 @@ from fine_tune.training.optim import LossScaler, NonFiniteGuard, OptimizerGroup
 from fine_tune.training.task import TaskOutput
 from tests import golden, tiny
 from tests.built import CPU, LENGTHS, METHODS, S, distillation, make_tokens
-from tests.interruptions import resumed_on_a_gpu, run_on_a_gpu
+from tests.interruptions import resumed_on_a_gpu, resumed_without_its_stream
 from tests.test_benchmarks import tables
 from tests.test_encoder import LAYOUTS
 from tests.test_fp16 import check_an_overflow, start_at
@@ -89,17 +89,20 @@ def test_precisions(
     )
 
 
-@pytest.mark.parametrize("few_shapes", [False, True])
+needs_flash = pytest.mark.skipif(
+    not torch.cuda.device_count() or torch.cuda.get_device_capability(DEVICE) < (8, 0),
+    reason="needs a GPU from Ampere on",
+)
+SHAPED = LAYOUTS | {"full, few shapes": full(LENGTHS, S, True), "packed, few shapes": packed(LENGTHS, S, True)}
+
+
+@needs_flash
 @pytest.mark.parametrize("cls_only", [False, True])
-@pytest.mark.parametrize("name", ["full", "packed", "sampled"])
+@pytest.mark.parametrize("name", SHAPED)
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.bfloat16, 2**-6), (torch.float16, 2**-9)])
-def test_attention_in_16_bits_is_the_cpus(
-    name: str, dtype: torch.dtype, apart: float, cls_only: bool, few_shapes: bool
-) -> None:
+def test_attention_in_16_bits_is_the_cpus(name: str, dtype: torch.dtype, apart: float, cls_only: bool) -> None:
     """Where rows only fill up, nobody attends to them and nothing is read of them."""
-    layout = LAYOUTS[name]
-    if few_shapes and name != "sampled":
-        layout = {"full": full, "packed": packed}[name](LENGTHS, S, True)
+    layout = SHAPED[name]
     asked = layout.cls if cls_only else layout
     generator = torch.Generator().manual_seed(0)
     sizes = (len(asked), len(layout.token_rows), len(layout.token_rows))
@@ -117,6 +120,7 @@ def test_attention_in_16_bits_is_the_cpus(
     assert not torch.allclose(found[0][0][0], found[0][0][1], atol=0.1)
 
 
+@needs_flash
 def test_attention_in_16_bits_drops_out() -> None:
     """What comes of many draws is in the mean what comes of none; every draw is another."""
     layout = LAYOUTS["packed"].to(DEVICE)
@@ -226,7 +230,7 @@ def seen_in_steps(task: Distillation, forward: Callable[[Batch], TaskOutput]) ->
 @pytest.mark.parametrize("name", METHODS)
 def test_graphs_compute_the_same(name: str, pad_loss: str, mode: str, apart: float) -> None:
     """Where weights are rounded, the gradient is that of the rounded ones: what autocast's is."""
-    if precision.unsupported_reason("bf16", DEVICE):
+    if mode != "fp32" and precision.unsupported_reason(mode, DEVICE):
         pytest.skip("the GPU has no bf16")
     task, other = (distillation(name, pad_loss, device=DEVICE) for _ in range(2))
     task.config.precision = other.config.precision = mode
@@ -279,14 +283,14 @@ def test_a_killed_run_ends_bit_equal(root: Path, name: str, mode: str, clean_pro
 def test_a_killed_compiled_run_goes_on_with_the_same_draws(
     root: Path, name: str, clean_process: ProcessPoolExecutor
 ) -> None:
-    """Its first losses are the same up to rounding; those of another seed show what other draws would make of them."""
+    """Its first loss is the same up to rounding; with the random stream of a fresh start it would be another."""
     flags = {"device_id": GPU}
     clean_process.submit(resumed_on_a_gpu, root, name, ("--compile",), flags).result()
-    clean_process.submit(run_on_a_gpu, root, name, ("--compile",), flags | {"seed": 43}, "other", ()).result()
+    clean_process.submit(resumed_without_its_stream, root, name, ("--compile",), flags).result()
     curves = [tiny.curves(root / runs, "run_bert_qqp") for runs in ("whole", "broken", "other")]
     whole, broken, other = ([losses[tag][6] for tag in losses if tag.endswith("/loss")] for losses in curves)
     assert broken == pytest.approx(whole, rel=1e-5)
-    assert other != pytest.approx(whole, rel=1e-2)
+    assert other != pytest.approx(whole, rel=1e-3)
 
 
 def test_out_of_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,24 +98,6 @@ class Layout:
         """The same as what is added to the scores, (B, 1, 1, K): 0 for a token, -inf for none."""
         return torch.zeros_like(self.attention_mask, dtype=torch.float).masked_fill(~self.attention_mask, -torch.inf)
 
-    # --- where attention needs no grid: two stretches for each example, the second of what only fills up ---
-
-    @cached_property
-    def cu_seqlens_q(self) -> torch.Tensor:
-        """Where the rows of the stretches begin, and after the last, (2 B + 1,) int32; the second ones are empty."""
-        bounds = F.pad(self.cls_rows, (0, 1), value=len(self))
-        return torch.stack([bounds, bounds], 1).flatten()[1:].int()
-
-    @cached_property
-    def cu_seqlens_k(self) -> torch.Tensor:
-        """Where among `token_rows` the tokens of the stretches begin, and after the last, (2 B + 1,) int32."""
-        example = self.batch_index.index_select(0, self.token_rows)
-        kinds = torch.stack([self.is_token, ~self.is_token], 1).long()
-        counts = kinds.new_zeros(self.batch, 2).index_add(0, example, kinds)
-        return F.pad(counts.flatten().cumsum(0), (1, 0)).int()
-
-    # --- rows of rows ---
-
     def select_tokens(self, rows: torch.Tensor) -> torch.Tensor:
         """Return those of (R, D) rows that `token_rows` names, (N, D)."""
         return rows if len(self.token_rows) == len(self) else rows.index_select(0, self.token_rows)
@@ -136,6 +118,22 @@ class Layout:
         """Return the (R, D) rows of a (B, Q, D) grid."""
         flat = grid.flatten(0, 1)
         return flat if len(flat) == len(self) else flat.index_select(0, self.row_indices)
+
+    # --- where attention needs no grid: two stretches for each example, the second of what only fills up ---
+
+    @cached_property
+    def cu_seqlens_q(self) -> torch.Tensor:
+        """Where the rows of the stretches begin, and after the last, (2 B + 1,) int32; the second ones are empty."""
+        bounds = F.pad(self.cls_rows, (0, 1), value=len(self))
+        return torch.stack([bounds, bounds], 1).flatten()[1:].int()
+
+    @cached_property
+    def cu_seqlens_k(self) -> torch.Tensor:
+        """Where among `token_rows` the tokens of the stretches begin, and after the last, (2 B + 1,) int32."""
+        example = self.batch_index.index_select(0, self.token_rows)
+        kinds = torch.stack([self.is_token, ~self.is_token], 1).long()
+        counts = kinds.new_zeros(self.batch, 2).index_add(0, example, kinds)
+        return F.pad(counts.flatten().cumsum(0), (1, 0)).int()
 
     # --- over rows ---
 

@@ -35,7 +35,7 @@ def attend(
         bounds = (asked.cu_seqlens_q, layout.cu_seqlens_k, asked.max_rows, layout.max_seqlen)
         return torch.ops.aten._flash_attention_forward(*rows, *bounds, dropout, False, False)[0].flatten(1)
     if (
-        query_RD.device.type == "cpu"
+        on_cpu(query_RD)
         and padding_cost(asked, layout, query_RD.shape[1]) > CALLS * asked.batch
         and layout.is_token.all()
     ):
@@ -43,9 +43,9 @@ def attend(
         return torch.cat([mixed_HqE.transpose(0, 1).flatten(1) for mixed_HqE in parts])
     query_BHQE = split_heads(asked.pad_input(query_RD), heads)
     key_BHKE, value_BHKE = (split_heads(layout.pad_tokens(rows_ND), heads) for rows_ND in (key_ND, value_ND))
-    if query_RD.device.type == "cpu" and dropout:
+    if on_cpu(query_RD) and dropout:
         kept_BHQK = draw(asked, layout, heads, dropout)
-        mixed_BHQE = mix(query_BHQE, key_BHKE, value_BHKE, kept_BHQK, layout.attention_bias)
+        mixed_BHQE = mix_values(query_BHQE, key_BHKE, value_BHKE, kept_BHQK, layout.attention_bias)
     else:
         mask = layout.attention_mask
         mixed_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHKE, value_BHKE, mask, dropout)
@@ -64,6 +64,11 @@ def has_flash(query_RD: torch.Tensor, heads: int) -> bool:
         and torch.backends.cuda.is_flash_attention_available()
         and hasattr(torch.ops.aten, "_flash_attention_forward")
     )
+
+
+def on_cpu(rows_XD: torch.Tensor) -> bool:
+    """Tell whether a CPU computes what is asked of these rows."""
+    return rows_XD.device.type == "cpu"
 
 
 def padding_cost(asked: Layout, layout: Layout, width: int) -> int:
@@ -89,7 +94,7 @@ def by_example(
     for example, part in enumerate(parts):
         query_HqE, key_HkE, value_HkE = (split_heads(part_XD, heads) for part_XD in part)
         if dropout:
-            yield mix(query_HqE, key_HkE, value_HkE, kept_BHQK[example, :, : rows[example], : tokens[example]])
+            yield mix_values(query_HqE, key_HkE, value_HkE, kept_BHQK[example, :, : rows[example], : tokens[example]])
         else:
             yield F.scaled_dot_product_attention(query_HqE[None], key_HkE[None], value_HkE[None])[0]
 
@@ -100,7 +105,7 @@ def draw(asked: Layout, layout: Layout, heads: int, dropout: float) -> torch.Ten
     return torch.empty(shape).bernoulli_(1 - dropout).div_(1 - dropout)
 
 
-def mix(
+def mix_values(
     query_HqE: torch.Tensor,
     key_HkE: torch.Tensor,
     value_HkE: torch.Tensor,
@@ -109,13 +114,15 @@ def mix(
 ) -> torch.Tensor:
     """Return the values (..., H, q, E) mixed by weights, `kept_Hqk` (..., H, q, k) times the softmax of the scores.
 
-    It is what the library does on a CPU, but for its search for queries without any token. `bias` is added to scores.
+    It is what the library does on a CPU, in fp32 throughout, but for its search for queries without any token. `bias`
+    is added to the scores.
     """
     scale = query_HqE.shape[-1] ** -0.25
-    scores_Hqk = (query_HqE * scale) @ (key_HkE * scale).transpose(-2, -1)
-    if bias is not None:
-        scores_Hqk += bias
-    return (scores_Hqk.softmax(-1) * kept_Hqk) @ value_HkE
+    with torch.autocast("cpu", enabled=False):
+        scores_Hqk = (query_HqE.float() * scale) @ (key_HkE.float() * scale).transpose(-2, -1)
+        if bias is not None:
+            scores_Hqk += bias
+        return ((scores_Hqk.softmax(-1) * kept_Hqk) @ value_HkE.float()).to(query_HqE.dtype)
 
 
 def split_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:

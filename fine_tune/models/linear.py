@@ -1,7 +1,7 @@
 """Linear layers whose fp32 products oneDNN takes on a CPU with AVX-512.
 
 PyTorch gives fp32 products to its BLAS, Intel's MKL, which leaves AVX-512 unused on other makers' CPUs and is half as
-fast there. oneDNN is part of PyTorch, too. Only the order of summation differs.
+fast there. oneDNN is part of PyTorch, too; small matrices it takes more slowly. Only the order of summation differs.
 
 Shapes: R rows, D inputs, O outputs.
 """

@@ -81,7 +81,7 @@ def no_autocast(device: torch.device) -> torch.autocast:
 
 
 def compile_rows(bert: Bert) -> None:
-    """Compile what a layer does to each row on its own; attention has a fused kernel already.
+    """Compile what a layer does to each row on its own; attention is the same for all rows of an example.
 
     The number of rows stays open: one compilation serves all. On a CPU products are faster as they are, so that
     compiling what is nothing else would cost.

@@ -1,7 +1,7 @@
 """CUDA graphs: the kernels of a forward and of a backward pass, captured once for each shape of batches.
 
-A BERT is a thousand small kernels, and to start one takes the CPU longer than a fast GPU needs to run it. A graph
-starts all at once.
+A BERT is a thousand small kernels, and to start one takes the CPU longer than a fast GPU needs for most of them.
+A graph starts all at once.
 """
 
 from collections.abc import Callable
@@ -66,9 +66,9 @@ class CapturedTask:
 
 
 class Leaves:
-    """What gradients are of: a task's trainable parameters, but of those that `autocast` rounds the rounded ones.
+    """What gradients are of: a task's trainable parameters, but those of its BERT that `autocast` rounds as rounded.
 
-    These are rounded all at once, not one by one, and so are the same numbers.
+    These are rounded all at once, not one by one. The numbers are the same.
     """
 
     def __init__(self, task: Task) -> None:
