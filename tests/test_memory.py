@@ -1,10 +1,6 @@
 """Memory that does not suffice: one line, the cures that apply, and what was saved stays."""
 
-import ctypes
-import os
-import resource
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +9,7 @@ import torch
 
 from fine_tune import evaluate
 from fine_tune.core.errors import OutOfMemory, UserError
-from fine_tune.core.memory import cures, keep_freed, needs_memory, size_words
+from fine_tune.core.memory import cures, needs_memory, size_words
 from fine_tune.distil import Distillation
 from fine_tune.training.scoring import predict
 from tests import tiny
@@ -115,27 +111,3 @@ def test_only_cures_that_apply_are_named(flags: dict[str, object], found: list[s
 )
 def test_sizes_have_digits_that_mean_something(count: float, words: str) -> None:
     assert size_words(count) == words
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
-def test_what_is_freed_is_kept_for_the_next_one() -> None:
-    """After 128 MiB, 96 MiB cost no new page; where memory is given back, all of them."""
-
-    def faults(prepare: Callable[[], None]) -> int:
-        read, write = os.pipe()
-        if os.fork() == 0:
-            prepare()
-            torch.ones(2**25)
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            torch.ones(3 * 2**23)
-            os.write(write, str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before).encode())
-            os._exit(0)
-        os.close(write)
-        with open(read) as pipe:
-            found = int(pipe.read())
-        os.wait()
-        return found
-
-    given_back = faults(lambda: None)
-    assert given_back > 10  # pages of 2 MiB would be 48
-    assert faults(keep_freed) < given_back / 10

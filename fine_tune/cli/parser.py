@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from fine_tune.cli.checks import Check, require
 from fine_tune.cli.flags import REQUIRED, Flag, FlagGroup
-from fine_tune.core import interrupt, memory, output, threads, torchrun
+from fine_tune.core import interrupt, output, threads, torchrun
 from fine_tune.core.errors import Stop, UserError, nearest
 
 NO_VALUE = object()
@@ -159,7 +159,6 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     output.prepare()
     interrupt.listen()
     torchrun.end_with_parent()
-    memory.keep_freed()
     note = threads.prepare()  # before main imports torch
     if note and torchrun.is_main_process():
         print(note, file=sys.stderr)

@@ -1,6 +1,5 @@
-"""Sizes in words, what becomes of freed memory, and what to do when memory does not suffice."""
+"""Sizes in words, and what to do when memory does not suffice."""
 
-import ctypes
 from argparse import Namespace
 from collections.abc import Callable
 from functools import wraps
@@ -12,20 +11,6 @@ SIGNS = (  # in the words of CUDA, cuBLAS, PyTorch, C++ and the system
     *("out of memory", "alloc_failed", "not enough memory", "can't allocate memory", "bad_alloc"),
     *("cannot allocate memory", "storage size calculation overflowed"),
 )
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-def keep_freed() -> None:
-    """Let the C library keep what is freed for what is asked for next.
-
-    Every training step asks for the same hundreds of MiB; given back in between, they come as new pages, a fault each.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # which other C libraries than glibc lack
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def size_words(count: float) -> str:
