@@ -3,6 +3,7 @@
 What is ours is loaded anew there, under the environment that the process is given, and the script runs as `__main__`.
 """
 
+import atexit
 import os
 import runpy
 import signal
@@ -85,6 +86,7 @@ def run_as_main(script: str, words: list[str], environment: dict[str, str], out:
         os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
         os.environ.update(environment)
+        atexit._clear()  # what this process does at its exit is none of the script's
         for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
             del sys.modules[name]
         sys.argv = [f"{script}.py", *words]

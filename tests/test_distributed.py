@@ -78,6 +78,34 @@ def test_a_teacher_of_two_processes_of_torchrun(root: Path) -> None:
     assert losses(root, "two", "loss") == pytest.approx(losses(root, "one", "loss"), rel=1e-5)
 
 
+@pytest.mark.parametrize("code", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_aborts_at_exit_ends_no_rank(ranks: int, code: int) -> None:
+    """As threads of gloo's now and then do, after Python's own goodbyes; one process alone is a negative control."""
+    script = f"""
+import atexit, ctypes
+from fine_tune.cli import parser
+from fine_tune.core.errors import UserError
+
+def main():
+    libc = ctypes.CDLL(None)
+    libc.__cxa_atexit(libc.abort, None, None)
+    atexit.register(print, "goodbye")
+    print("done")
+    if {code}:
+        raise UserError("wrong")
+
+parser.run_script(main)
+"""
+    variables = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": str(ranks)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True
+    )
+    assert done.returncode == (code if ranks == 2 else -signal.SIGABRT)
+    assert done.stdout == "done\ngoodbye\n"
+    assert done.stderr == ("-c: error: wrong\n" if code else "")
+
+
 def test_two_processes_draw_the_similarity_map_of_one(root: Path) -> None:
     tiny.run_script("run_pkd_distill", **tiny.student_flags(root, ckpt_step=4))
     given = {"experiment": "student", "task": "qqp", "dataset": "dev"} | tiny.paths(root)

@@ -27,11 +27,12 @@ OTHERS = sorted(path for folder in ("benchmarks", "scripts", "tests") for path i
 
 # What of others' private parts is used, and why; no file uses any other.
 PRIVATE = {
-    "fine_tune/cli/parser.py": {"_format_args"},  # argparse: the shape of a flag in the help
+    "fine_tune/cli/parser.py": {"_format_args", "_run_exitfuncs"},  # argparse: a flag in the help; atexit: all of it
     "fine_tune/models/linear.py": {"_linear_pointwise"},  # torch: oneDNN's product, which torch.compile uses
     "fine_tune/models/attention.py": {"_flash_attention_forward"},  # torch: attention with dropout, without a grid
     "fine_tune/training/graphs.py": {"_foreach_add_", "_foreach_copy_"},  # torch: many tensors by one kernel
     "fine_tune/training/optim.py": {"_foreach_mul_", "_foreach_norm"},  # the same
+    "tests/processes.py": {"_clear"},  # atexit: none of it
     "tests/reference.py": {"_attn_implementation"},  # transformers: eager attention
     "tests/test_checkpoint.py": {"_use_new_zipfile_serialization"},  # torch: the format of old files
     "tests/test_no_sync.py": {"_subclasses", "_parameters", "_buffers"},  # torch: tensors without values

@@ -1,12 +1,15 @@
 """The parser that reports all problems of a command together, and what a script's end looks like to a user."""
 
 import argparse
+import atexit
+import os
 import re
 import signal
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -178,8 +181,18 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             print(f"{Path(sys.argv[0]).name}: {stop.word}: {stop}", file=sys.stderr)
         else:
             time.sleep(2)  # torchrun ends all when one has failed: let the one that speaks come first
-        sys.exit(stop.exit_code)
-    sys.exit(0)
+        leave(stop.exit_code)
+    leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; that of a rank without what C libraries do at an exit: threads of gloo's may abort it there."""
+    if torchrun.WORLD_SIZE > 1:
+        atexit._run_exitfuncs()
+        with suppress(BrokenPipeError, UserError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def as_stop(error: BaseException) -> UserError | None:
