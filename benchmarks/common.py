@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fine_tune.core import memory
 from fine_tune.core.files import sha256
 from fine_tune.data.layout import Layout
 from fine_tune.data.tasks import TASKS
@@ -236,6 +237,7 @@ def our_training(task: Task, batch: Callable[[int], tuple[Batch, float]], watch:
     """Train `task` by the package's own loop; `batch` makes a step's batch and counts its operations."""
     if task.scaler:
         task.scaler.scale = torch.tensor(2.0**8)  # a step that overflows would be left out, and so be too fast
+    memory.prepare()
     guard, seen = NonFiniteGuard(task.optimizers, task.scaler), {}
     forward, batch = watch("losses", learner(task.train())), watch("batch", batch)
     for group in task.optimizers.values():

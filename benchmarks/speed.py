@@ -28,6 +28,7 @@ from transformers import BertConfig  # noqa: E402
 
 from benchmarks import common  # noqa: E402
 from benchmarks.common import ON_GPU, VARIANTS, Job, Shape, Watch, Worker, distil_flops, forward_flops  # noqa: E402
+from fine_tune.core import memory  # noqa: E402
 from fine_tune.data.layout import full  # noqa: E402
 from fine_tune.data.tokens import Batch, Tokens  # noqa: E402
 from fine_tune.finetune import FineTuning  # noqa: E402
@@ -137,6 +138,7 @@ def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: 
 
     def logits() -> torch.Tensor:
         if not plain:
+            memory.prepare()
             return torch.from_numpy(predict(model, tokens, size, Path("evaluation")))
         chosen = (np.arange(start, min(start + size, examples)) for start in range(0, examples, size))
         return reference.predict(

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel
 from fine_tune.data.layout import Layout, full, packed, sampled
 from fine_tune.data.tokens import Batch
 from fine_tune.models import attention
-from fine_tune.models.encoder import Bert, FewEntries
+from fine_tune.models.encoder import Bert, FewEntries, WordEmbeddings
+from fine_tune.training.optim import OptimizerGroup
 from tests.built import LENGTHS, S, make_tokens
 
 LAYERS = 3
@@ -166,3 +167,37 @@ def test_a_table_of_few_entries_is_looked_up_as_any() -> None:
     (expected,), (gradient,) = (torch.autograd.grad((rows * weights).sum(), table.weight) for rows in (known, found))
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
     assert not gradient[3].any()
+
+
+def test_a_table_of_words_has_the_librarys_gradients_step_after_step() -> None:
+    """Two micro-batches a step; every step but the first fills the memory of the one before."""
+    known, found = torch.nn.Embedding(9, 7, padding_idx=0), WordEmbeddings(9, 7, padding_idx=0)
+    found.load_state_dict(known.state_dict())
+    groups = [OptimizerGroup("table", [table], 0.1, (0.9, 0.99), 1e-8, 0.01, 1.0, 0, 9) for table in (known, found)]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 4):
+        place = None if found.kept is None else found.kept.data_ptr()  # a copy would lie elsewhere
+        for _ in range(2):
+            index, weights = torch.randint(9, (30,), generator=generator), torch.randn(30, 7, generator=generator)
+            for table in (known, found):
+                (table(index) * weights).sum().backward()
+        assert place in (found.weight.grad.data_ptr(), None if step == 1 else 0)
+        assert torch.equal(found.weight.grad, known.weight.grad)
+        assert not found.weight.grad[0].any()
+        for group in groups:
+            group.step(step, torch.zeros(()))
+        assert torch.equal(found.weight, known.weight)
+
+
+def test_gradients_that_nobody_cleared_stay_what_they_are() -> None:
+    table, index = WordEmbeddings(5, 3, padding_idx=0), torch.tensor([1, 2, 1])
+    first = torch.autograd.grad(table(index).sum(), table.weight)[0]
+    before = first.clone()
+    table(index).sum().backward()
+    table(index).sum().backward()
+    second = torch.autograd.grad((2 * table(index)).sum(), table.weight)[0]
+    assert torch.equal(first, before)
+    assert torch.equal(table.weight.grad, 2 * before)
+    assert torch.equal(second, 2 * before)
+    with torch.no_grad():
+        assert torch.equal(table(index), table.weight[index])

@@ -9,16 +9,17 @@ from torch import nn
 from fine_tune.models import linear
 
 
-@pytest.fixture(params=[True, False], ids=["onednn", "blas"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Take each of the two ways; that of oneDNN is the operator's own on any CPU, fast or not."""
-    monkeypatch.setattr(linear, "ONE_DNN", request.param)
+@pytest.fixture(params=[3, 1, 0], ids=["onednn", "forward", "blas"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let oneDNN make this many of a layer's three products; the operator is the same on any CPU, fast or not."""
+    monkeypatch.setattr(linear, "ONE_DNN", request.param > 0)
+    monkeypatch.setattr(linear, "ONE_DNN_GRADIENTS", request.param > 1)
     monkeypatch.setattr(linear, "SMALLEST", 0)
     return request.param
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 2), (7, 16, 48), (33, 768, 3072), (130, 3072, 768)])
-def test_result_and_gradients(path: bool, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_and_gradients(path: int, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     original = linear.product
     monkeypatch.setattr(linear, "product", lambda *args: used.append(1) or original(*args))
@@ -39,15 +40,17 @@ def test_result_and_gradients(path: bool, shape: tuple[int, int, int], monkeypat
     ):
         # fp32 sums of up to 3072 products of size 1
         torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5 * other.abs().max().item())
-    assert len(used) == 3 * path
+    assert len(used) == path
 
 
 def test_without_the_operator_the_layer_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PyTorch to come may not have it; this one does, on a CPU where it pays."""
-    assert linear.ONE_DNN == bool(torch.cpu.get_capabilities().get("avx512_f"))
+    known = torch.cpu.get_capabilities()
+    assert linear.ONE_DNN == bool(known.get("avx2"))
+    assert linear.ONE_DNN_GRADIENTS == bool(known.get("avx512_f"))
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    assert not linear.has_one_dnn()
-    monkeypatch.setattr(linear, "ONE_DNN", linear.has_one_dnn())
+    assert not linear.has_one_dnn("avx2")
+    monkeypatch.setattr(linear, "ONE_DNN", linear.has_one_dnn("avx2"))
     layer, rows = linear.Linear(4, 3), torch.randn(5, 4)
     assert torch.equal(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias))
 
@@ -62,8 +65,8 @@ def test_small_matrices_are_left_to_blas(inputs: int, uses: int, monkeypatch: py
     assert len(used) == uses
 
 
-@pytest.mark.parametrize("path", [True], indirect=True)
-def test_only_what_is_needed_is_computed(path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", [3], indirect=True)
+def test_only_what_is_needed_is_computed(path: int, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     original = linear.product
     monkeypatch.setattr(linear, "product", lambda *args: used.append(1) or original(*args))

@@ -1,5 +1,9 @@
 """Memory that does not suffice: one line, the cures that apply, and what was saved stays."""
 
+import ctypes
+import os
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from fine_tune.distil import Distillation
 from fine_tune.training.scoring import predict
 from tests import tiny
 from tests.interruptions import Patch, in_child
+from tests.processes import ROOT
 
 TOO_MUCH = 10**14  # bytes: refused at once, by PyTorch's own allocator or by NumPy's
 
@@ -111,3 +116,50 @@ def test_only_cures_that_apply_are_named(flags: dict[str, object], found: list[s
 )
 def test_sizes_have_digits_that_mean_something(count: float, words: str) -> None:
     assert size_words(count) == words
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_what_is_freed_is_kept_for_the_next_one() -> None:
+    """Tensors of 4 to 16 MiB, 20 at a time and 20 times: hardly a new page, but many where memory is given back."""
+    program = """
+import random, resource, sys
+import torch
+from fine_tune.core import memory
+
+if sys.argv[1:]:
+    memory.prepare()
+random.seed(0)
+for turn in range(25):
+    if turn == 5:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.ones(random.randrange(2**20, 2**22)) for _ in range(20)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, check=True).stdout)
+        for words in ([], ["prepared"])
+    )
+    assert kept < given_back / 5
+
+
+@pytest.mark.parametrize(("users", "found"), [(None, [0, 50]), ("20", [0, 0]), ("400", [150, 50])])
+def test_few_kernels_are_kept_unless_the_user_wants_it_otherwise(users: str | None, found: list[int]) -> None:
+    """oneDNN itself tells which it finds again, of 150 shapes and of 50 that come twice, one after the other."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN_")}
+    environment |= {"ONEDNN_VERBOSE": "profile_create"} | ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": users} if users else {})
+    program = """
+def main():
+    import torch
+    from fine_tune.models.linear import product
+
+    torch.set_num_threads(1)
+    for first, count in ((1, 150), (1001, 50)):
+        print("next", flush=True)
+        for rows in 2 * list(range(first, first + count)):
+            product(torch.ones(rows, 8), torch.ones(8, 8))
+
+from fine_tune.cli import parser
+parser.run_script(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert [part.count("create:cache_hit") for part in done.stdout.split("next\n")[1:]] == found

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from fine_tune.cli.checks import Check, require
 from fine_tune.cli.flags import REQUIRED, Flag, FlagGroup
-from fine_tune.core import interrupt, output, threads, torchrun
+from fine_tune.core import interrupt, memory, output, threads, torchrun
 from fine_tune.core.errors import Stop, UserError, nearest
 
 NO_VALUE = object()
@@ -162,7 +162,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     output.prepare()
     interrupt.listen()
     torchrun.end_with_parent()
-    note = threads.prepare()  # before main imports torch
+    memory.prepare()  # both before main imports torch
+    note = threads.prepare()
     if note and torchrun.is_main_process():
         print(note, file=sys.stderr)
     try:

@@ -1,5 +1,7 @@
-"""Sizes in words, and what to do when memory does not suffice."""
+"""Sizes in words, what libraries keep of the memory that is freed, and what to do when memory does not suffice."""
 
+import ctypes
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from functools import wraps
@@ -11,6 +13,25 @@ SIGNS = (  # in the words of CUDA, cuBLAS, PyTorch, C++ and the system
     *("out of memory", "alloc_failed", "not enough memory", "can't allocate memory", "bad_alloc"),
     *("cannot allocate memory", "storage size calculation overflowed"),
 )
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+LARGEST = 2**25  # bytes of a block that glibc may keep; by itself it, too, goes up to this
+KERNELS = 128  # a step in which all lengths are alike takes 44 of each hidden size
+
+
+def prepare() -> None:
+    """Let the C library keep what is freed, and oneDNN no more than KERNELS; must come before torch computes.
+
+    Every training step asks for the same hundreds of MiB: given back in between, they come as new pages, a fault each.
+    oneDNN keeps 1024 kernels, each for one shape of a product, and those of shapes that never come again take a GiB.
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY has the last word.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # which other C libraries than glibc lack
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def size_words(count: float) -> str:

@@ -61,7 +61,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word_embeddings = WordEmbeddings(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -73,6 +73,46 @@ class Embeddings(nn.Module):
         segments_RD = look_up(self.token_type_embeddings, batch.token_type_ids)
         positions_RD = look_up(self.position_embeddings, batch.layout.position_ids)
         return self.dropout(self.LayerNorm(words_RD + segments_RD + positions_RD))
+
+
+class WordEmbeddings(nn.Embedding):
+    """A table of which a batch reads few rows. Its gradient is large, and new memory costs a fault for every page.
+
+    So a CPU fills the same memory anew in every step, if whoever clears the gradient has called `keep_gradient`.
+    """
+
+    kept: torch.Tensor | None = None
+
+    def forward(self, index_R: torch.Tensor) -> torch.Tensor:
+        """Return (R, D)."""
+        if index_R.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(index_R)
+        return Words.apply(self.weight, index_R, self)
+
+    def keep_gradient(self) -> None:
+        """Let the next gradient overwrite this one, which is about to be cleared."""
+        if self.weight.device.type == "cpu":
+            self.kept = self.weight.grad
+
+
+class Words(torch.autograd.Function):
+    """The rows of a table of words, and its gradient where the table has kept memory for it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, index_R: torch.Tensor, table: WordEmbeddings) -> torch.Tensor:
+        """Take (V, D) and (R,); return (R, D)."""
+        ctx.save_for_backward(weight, index_R)
+        ctx.table = table
+        return weight.index_select(0, index_R)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_RD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Take (R, D); return (V, D)."""
+        (weight, index_R), table = ctx.saved_tensors, ctx.table
+        gradient_VD, table.kept = torch.empty_like(weight) if table.kept is None else table.kept, None
+        gradient_VD.zero_().index_add_(0, index_R, gradient_RD)
+        gradient_VD[table.padding_idx].zero_()
+        return gradient_VD, None, None
 
 
 def look_up(table: nn.Embedding, index_R: torch.Tensor) -> torch.Tensor:

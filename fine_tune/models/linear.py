@@ -1,7 +1,8 @@
-"""Linear layers whose fp32 products oneDNN takes on a CPU with AVX-512.
+"""Linear layers whose fp32 products oneDNN takes on a CPU: those of a forward pass with AVX2, all with AVX-512.
 
-PyTorch gives fp32 products to its BLAS, Intel's MKL, which leaves AVX-512 unused on other makers' CPUs and is half as
-fast there. oneDNN is part of PyTorch, too; small matrices it takes more slowly. Only the order of summation differs.
+PyTorch gives fp32 products to its BLAS, Intel's MKL, which leaves AVX-512 unused on other makers' CPUs and fetches a
+result anew to add the bias. oneDNN is part of PyTorch, too; small matrices it takes more slowly, and with AVX2 alone
+those of gradients. Only the order of summation differs.
 
 Shapes: R rows, D inputs, O outputs.
 """
@@ -12,13 +13,13 @@ import torch
 from torch import nn
 
 
-def has_one_dnn() -> bool:
-    """Tell whether oneDNN is there and worth it; its operator is private, so another PyTorch may lack it."""
-    avx512 = bool(torch.cpu.get_capabilities().get("avx512_f"))
-    return avx512 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def has_one_dnn(instructions: str) -> bool:
+    """Tell whether a CPU has these instructions and oneDNN; its operator is private, so another PyTorch may lack it."""
+    known = bool(torch.cpu.get_capabilities().get(instructions))
+    return known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-ONE_DNN = has_one_dnn()
+ONE_DNN, ONE_DNN_GRADIENTS = has_one_dnn("avx2"), has_one_dnn("avx512_f")
 SMALLEST = 2**15  # entries of a matrix below which oneDNN's calls cost more than it gains
 
 
@@ -31,7 +32,8 @@ class Linear(nn.Linear):
         ours = ONE_DNN and worth_it and rows.device.type == "cpu" and rows.dtype == torch.float32
         if not ours or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(rows)
-        return Product.apply(rows, self.weight, self.bias)
+        arguments = (rows, self.weight, self.bias)
+        return Product.apply(*arguments) if torch.is_grad_enabled() else product(*arguments)
 
 
 class Product(torch.autograd.Function):
@@ -48,9 +50,10 @@ class Product(torch.autograd.Function):
         """Take the gradient (R, O) of the result; return those of rows, weight and bias that are needed."""
         (rows, weight), needed = ctx.saved_tensors, ctx.needs_input_grad
         gradient = gradient.contiguous()
+        multiply = product if ONE_DNN_GRADIENTS else nn.functional.linear
         return (
-            product(gradient, weight.t()) if needed[0] else None,
-            product(gradient.t(), rows.t()) if needed[1] else None,
+            multiply(gradient, weight.t()) if needed[0] else None,
+            multiply(gradient.t(), rows.t()) if needed[1] else None,
             gradient.sum(0) if needed[2] else None,
         )
 

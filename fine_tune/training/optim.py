@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fine_tune.core.errors import NotFinite
+from fine_tune.models.encoder import WordEmbeddings
 
 HIGH = 0.1  # a peak learning rate at which AdamW ruins a BERT
 GROWTH_INTERVAL = 2000  # steps without an overflow after which the scale of fp16 is doubled
@@ -43,6 +44,8 @@ class OptimizerGroup:
         self.clipped_together = [list(module.parameters()) for module in modules]
         self.device = self.clipped_together[0][0].device
         self.peak_lr, self.max_norm, self.warmup_step, self.total_step = peak_lr, max_norm, warmup_step, total_step
+        parts = chain.from_iterable(module.modules() for module in modules)
+        self.tables = [part for part in parts if isinstance(part, WordEmbeddings)]
         named = [pair for module in modules for pair in module.named_parameters()]
         groups = [
             {"params": [p for name, p in named if decays(name)], "weight_decay": weight_decay},
@@ -83,6 +86,8 @@ class OptimizerGroup:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        for table in self.tables:
+            table.keep_gradient()
         self.optimizer.zero_grad()
         return lr
 
