@@ -351,6 +351,7 @@ class Host:
             gc.collect()  # of models that were only there to be copied
             if self.gpu >= 0:
                 torch.cuda.reset_peak_memory_stats(self.gpu)
+            memory.give_back()
             Path("/proc/self/clear_refs").write_text("5")  # sets the peak back: what counts is the steps
         self.spent.clear()
         burst = BURST if self.gpu >= 0 else 1

@@ -135,10 +135,11 @@ def evaluation(shape: Shape, examples: int, plain: bool, dropout: float, watch: 
     every = np.full(examples, shape.seq_len)
     flops = forward_flops(shape.layers, shape, every, every) if plain else cls_flops(shape, tokens.lengths())
     model = plain_model(model) if plain else model
+    if not plain:
+        memory.prepare()
 
     def logits() -> torch.Tensor:
         if not plain:
-            memory.prepare()
             return torch.from_numpy(predict(model, tokens, size, Path("evaluation")))
         chosen = (np.arange(start, min(start + size, examples)) for start in range(0, examples, size))
         return reference.predict(

@@ -97,7 +97,7 @@ def main():
 
 parser.run_script(main)
 """
-    variables = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": str(ranks)}
+    variables = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True
     )

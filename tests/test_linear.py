@@ -1,5 +1,8 @@
 """Our linear layer against the same products in double precision."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 from torch import nn
 
 from fine_tune.models import linear
+from tests.processes import ROOT
 
 
 @pytest.fixture(params=[3, 1, 0], ids=["onednn", "forward", "blas"])
@@ -43,14 +47,33 @@ def test_result_and_gradients(path: int, shape: tuple[int, int, int], monkeypatc
     assert len(used) == path
 
 
-def test_without_the_operator_the_layer_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PyTorch to come may not have it; this one does, on a CPU where it pays."""
+@pytest.mark.parametrize(
+    ("cpu", "found"), [("avx512", "True True"), ("avx2", "True False"), ("default", "False False")]
+)
+def test_what_one_dnn_takes_on_which_cpu(cpu: str, found: str) -> None:
+    """PyTorch does as if the CPU could do no more than the variable says."""
+    program = "from fine_tune.models import linear; print(linear.ONE_DNN, linear.ONE_DNN_GRADIENTS)"
     known = torch.cpu.get_capabilities()
-    assert linear.ONE_DNN == bool(known.get("avx2"))
-    assert linear.ONE_DNN_GRADIENTS == bool(known.get("avx512_f"))
+    if not known.get("avx2") or (cpu == "avx512" and not known.get("avx512_f")):
+        pytest.skip(f"this CPU is no {cpu}")
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"ATEN_CPU_CAPABILITY": cpu},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == found
+
+
+def test_without_the_operator_the_layer_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PyTorch to come may not have it; this one does."""
+    known = torch.backends.cpu.get_cpu_capability()
+    assert linear.has_one_dnn(known)
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    assert not linear.has_one_dnn("avx2")
-    monkeypatch.setattr(linear, "ONE_DNN", linear.has_one_dnn("avx2"))
+    assert not linear.has_one_dnn(known)
+    monkeypatch.setattr(linear, "ONE_DNN", linear.has_one_dnn(known))
     layer, rows = linear.Linear(4, 3), torch.randn(5, 4)
     assert torch.equal(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias))
 
@@ -75,6 +98,9 @@ def test_only_what_is_needed_is_computed(path: int, monkeypatch: pytest.MonkeyPa
     assert len(used) == 2
     torch.testing.assert_close(layer.bias.grad, torch.full((3,), 5.0))
     with torch.no_grad():
-        assert not layer(torch.randn(5, 4)).requires_grad
+        rows = torch.randn(5, 4)
+        torch.testing.assert_close(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias))
+        assert not layer(rows).requires_grad
+    assert len(used) == 4
     layer.requires_grad_(False)
     assert not layer(torch.randn(5, 4)).requires_grad

@@ -142,6 +142,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert kept < given_back / 5
 
 
+def test_what_was_freed_is_no_part_of_a_peak_that_is_measured_from_then_on() -> None:
+    program = """
+import torch
+from fine_tune.core import memory
+from fine_tune.training.summary import peak_memory, reset_peak_memory
+
+memory.prepare()
+reset_peak_memory([])
+before = peak_memory([])["cpu"]
+[torch.ones(2**21) for _ in range(25)]
+between = peak_memory([])["cpu"]
+reset_peak_memory([])
+print(before, between, peak_memory([])["cpu"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True)
+    before, between, after = map(float, done.stdout.split())  # GiB
+    assert between > before + 0.15
+    assert after < before + 0.05
+
+
 @pytest.mark.parametrize(("users", "found"), [(None, [0, 50]), ("20", [0, 0]), ("400", [150, 50])])
 def test_few_kernels_are_kept_unless_the_user_wants_it_otherwise(users: str | None, found: list[int]) -> None:
     """oneDNN itself tells which it finds again, of 150 shapes and of 50 that come twice, one after the other."""

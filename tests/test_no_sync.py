@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from fine_tune.data.tokens import Batch
 from fine_tune.methods.method import SHARES
 from fine_tune.models import attention, linear
+from fine_tune.models.encoder import WordEmbeddings
 from fine_tune.training.loop import Named, train
 from fine_tune.training.optim import NonFiniteGuard
 from tests.built import METHODS, distillation, make_tokens
@@ -47,6 +48,7 @@ def step(name: str, pad_loss: str, mu: float, read: bool = False) -> None:
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "ONE_DNN", False)
     monkeypatch.setattr(attention, "on_cpu", lambda rows: False)
+    monkeypatch.setattr(WordEmbeddings, "forward", nn.Embedding.forward)
 
 
 CASES = [(name, pad_loss, 9) for name in METHODS for pad_loss in ("all", "masked")]

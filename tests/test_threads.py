@@ -40,7 +40,7 @@ def test_what_control_groups_grant(tmp_path: Path, own: str, files: dict[str, st
 def test_a_container_gets_no_more_threads_than_it_is_granted(
     monkeypatch: pytest.MonkeyPatch, quota: float, given: bool, number: str | None
 ) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(threads, "cpu_quota", lambda *where: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
     monkeypatch.setattr(threads, "GIVEN", given)
@@ -50,14 +50,25 @@ def test_a_container_gets_no_more_threads_than_it_is_granted(
                     "(OMP_NUM_THREADS sets another number)")  # fmt: skip
 
 
-@pytest.mark.parametrize("users", [None, "ACTIVE"])
-def test_waiting_threads_give_their_core_away_unless_the_user_wants_it_otherwise(users: str | None) -> None:
+@pytest.mark.parametrize(
+    ("users", "policy", "spins"),
+    [
+        ({}, "PASSIVE", "1000"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "PASSIVE", "0"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "30000000000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
+    ],
+)
+def test_waiting_threads_soon_give_their_core_away_unless_the_user_wants_it_otherwise(
+    users: dict[str, str], policy: str, spins: str
+) -> None:
     """OpenMP itself shows what it has read when torch starts it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    environment |= {"OMP_DISPLAY_ENV": "TRUE"} | ({"OMP_WAIT_POLICY": users} if users else {})
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE"} | users
     program = "from fine_tune.cli import parser; parser.run_script(lambda: __import__('torch').ones(1).sum())"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert f"OMP_WAIT_POLICY = '{users or 'PASSIVE'}'" in done.stderr
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
 @pytest.mark.parametrize(("hidden_size", "given", "number"), [(64, False, 1), (65, False, 2), (64, True, 2)])

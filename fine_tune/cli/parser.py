@@ -171,7 +171,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             main()
             sys.stdout.flush()
         except BrokenPipeError:  # who reads, as head does, has enough
-            sys.exit(128 + signal.SIGPIPE)
+            leave(128 + signal.SIGPIPE)
         except BaseException as error:
             stop = as_stop(error)
             if stop is None:

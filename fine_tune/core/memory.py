@@ -21,17 +21,25 @@ KERNELS = 128  # a step in which all lengths are alike takes 44 of each hidden s
 
 
 def prepare() -> None:
-    """Let the C library keep what is freed, and oneDNN no more than KERNELS; must come before torch computes.
+    """Let the C library keep freed blocks up to LARGEST, and oneDNN KERNELS at most; must come before torch computes.
 
     Every training step asks for the same hundreds of MiB: given back in between, they come as new pages, a fault each.
-    oneDNN keeps 1024 kernels, each for one shape of a product, and those of shapes that never come again take a GiB.
-    ONEDNN_PRIMITIVE_CACHE_CAPACITY has the last word.
+    oneDNN would keep 1024 kernels, each for one shape of a product, most of them for shapes that never come again.
+    glibc's own variables, and ONEDNN_PRIMITIVE_CACHE_CAPACITY, have the last word.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    users = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # which other C libraries than glibc lack
-    if mallopt:
+    if mallopt and not users:
         mallopt(M_MMAP_THRESHOLD, LARGEST)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back() -> None:
+    """Let the C library give back after all what is freed; what comes next costs its page faults again."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim:
+        malloc_trim(0)
 
 
 def size_words(count: float) -> str:

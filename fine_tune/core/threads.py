@@ -1,21 +1,24 @@
-"""How many threads compute, and how they wait for each other; OMP_NUM_THREADS and OMP_WAIT_POLICY have the last word.
+"""How many threads compute, and how they wait for each other.
 
-Must be set before torch is imported.
+Must be set before torch is imported. OMP_NUM_THREADS, OMP_WAIT_POLICY and GOMP_SPINCOUNT have the last word.
 """
 
 import os
 from pathlib import Path
 
 GIVEN = "OMP_NUM_THREADS" in os.environ  # by the user, or by torchrun
+SPINS = 1000  # rounds in which a thread looks whether the others are there
 
 
 def prepare() -> str:
     """Set what OpenMP reads when it starts; return a note if a container grants less than its machine has, or "".
 
-    A thread that waits gives its core away: where others want the core too, waiting threads that spin cost them all
-    most of their time.
+    A thread that waits spins for a moment, since to sleep and to wake costs more than most waits last. Then it gives
+    its core away: where others want the core too, threads that spin on cost them all most of their time.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     cores = len(os.sched_getaffinity(0))
     granted = cpu_quota(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
     if GIVEN or granted >= cores:

@@ -34,7 +34,8 @@ class Bert(nn.Module):
                 nn.init.normal_(part.weight, std=config.initializer_range)
             if isinstance(part, nn.Linear):
                 nn.init.zeros_(part.bias)
-        nn.init.zeros_(self.embeddings.word_embeddings.weight[config.pad_token_id])
+        if config.pad_token_id is not None:
+            nn.init.zeros_(self.embeddings.word_embeddings.weight[config.pad_token_id])
 
     def forward(self, batch: Batch, cls_only: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the pooler's output (B, D) and the states after each layer, L times (R, D) in the rows of the batch.
@@ -101,17 +102,18 @@ class Words(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, index_R: torch.Tensor, table: WordEmbeddings) -> torch.Tensor:
         """Take (V, D) and (R,); return (R, D)."""
-        ctx.save_for_backward(weight, index_R)
+        ctx.save_for_backward(index_R)
         ctx.table = table
         return weight.index_select(0, index_R)
 
     @staticmethod
     def backward(ctx: Any, gradient_RD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Take (R, D); return (V, D)."""
-        (weight, index_R), table = ctx.saved_tensors, ctx.table
-        gradient_VD, table.kept = torch.empty_like(weight) if table.kept is None else table.kept, None
+        (index_R,), table = ctx.saved_tensors, ctx.table
+        gradient_VD, table.kept = torch.empty_like(table.weight) if table.kept is None else table.kept, None
         gradient_VD.zero_().index_add_(0, index_R, gradient_RD)
-        gradient_VD[table.padding_idx].zero_()
+        if table.padding_idx is not None:
+            gradient_VD[table.padding_idx].zero_()
         return gradient_VD, None, None
 
 

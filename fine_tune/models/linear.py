@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 
-def has_one_dnn(instructions: str) -> bool:
-    """Tell whether a CPU has these instructions and oneDNN; its operator is private, so another PyTorch may lack it."""
-    known = bool(torch.cpu.get_capabilities().get(instructions))
+def has_one_dnn(*capabilities: str) -> bool:
+    """Tell whether the CPU is one of these to PyTorch, and oneDNN's operator there, which another PyTorch may lack."""
+    known = torch.backends.cpu.get_cpu_capability() in capabilities
     return known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-ONE_DNN, ONE_DNN_GRADIENTS = has_one_dnn("avx2"), has_one_dnn("avx512_f")
+ONE_DNN, ONE_DNN_GRADIENTS = has_one_dnn("AVX2", "AVX512"), has_one_dnn("AVX512")
 SMALLEST = 2**15  # entries of a matrix below which oneDNN's calls cost more than it gains
 
 

@@ -13,7 +13,7 @@ from fine_tune.core import threads
 from fine_tune.core.errors import UserError
 from fine_tune.models.encoder import Bert
 
-SMALL = 64  # hidden size up to which a second thread costs more than it does
+SMALL = 64  # hidden size up to which a second thread costs a busy machine more than it gains on an idle one
 OLDEST = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0)}  # compute capability of the first tensor cores for it
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -15,7 +15,7 @@ from fine_tune.cli.checks import STUDENT_SIZES
 from fine_tune.cli.evaluations import evaluation_command, evaluation_path, read_evaluation
 from fine_tune.cli.runs import data_file, own_folder, teacher_folder
 from fine_tune.core.errors import UserError
-from fine_tune.core.memory import size_words
+from fine_tune.core.memory import give_back, size_words
 from fine_tune.data.tasks import task_spec
 from fine_tune.data.tokens import Tokens
 from fine_tune.data.tsv import read_examples
@@ -176,6 +176,7 @@ def peak_memory(gpus: list[int]) -> dict[str, float]:
 
 def reset_peak_memory(gpus: list[int]) -> None:
     """Let the peak memory be that from now on, where the system allows it."""
+    give_back()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     for gpu in gpus:
