@@ -45,6 +45,7 @@ from fine_tune.training.distributed import DEVICE_FLAGS
 from fine_tune.training.graphs import learner
 from fine_tune.training.loop import train
 from fine_tune.training.optim import NonFiniteGuard
+from fine_tune.training.summary import reset_peak_memory
 from fine_tune.training.task import Task
 from fine_tune.training.teacher_cache import CachedTeacher, cached_outputs, what_is_kept
 from tests import tiny
@@ -349,10 +350,7 @@ class Host:
         if self.job is None:
             self.job = self.make(dropout=0.1, watch=self.watch)
             gc.collect()  # of models that were only there to be copied
-            if self.gpu >= 0:
-                torch.cuda.reset_peak_memory_stats(self.gpu)
-            memory.give_back()
-            Path("/proc/self/clear_refs").write_text("5")  # sets the peak back: what counts is the steps
+            reset_peak_memory([self.gpu] if self.gpu >= 0 else [])  # what counts is the steps
         self.spent.clear()
         burst = BURST if self.gpu >= 0 else 1
         numbers = range((number - 1) * burst + 1, number * burst + 1)

@@ -13,8 +13,6 @@ SIGNS = (  # in the words of CUDA, cuBLAS, PyTorch, C++ and the system
     *("out of memory", "alloc_failed", "not enough memory", "can't allocate memory", "bad_alloc"),
     *("cannot allocate memory", "storage size calculation overflowed"),
 )
-
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST = 2**25  # bytes of a block that glibc may keep; by itself it, too, goes up to this
 KERNELS = 128  # a step in which all lengths are alike takes 44 of each hidden size

@@ -86,13 +86,13 @@ class WordEmbeddings(nn.Embedding):
 
     def forward(self, index_R: torch.Tensor) -> torch.Tensor:
         """Return (R, D)."""
-        if index_R.device.type != "cpu" or not torch.is_grad_enabled():
+        if index_R.is_cuda or not torch.is_grad_enabled():
             return super().forward(index_R)
         return Words.apply(self.weight, index_R, self)
 
     def keep_gradient(self) -> None:
         """Let the next gradient overwrite this one, which is about to be cleared."""
-        if self.weight.device.type == "cpu":
+        if not self.weight.is_cuda:
             self.kept = self.weight.grad
 
 

@@ -1,8 +1,8 @@
 """Linear layers whose fp32 products oneDNN takes on a CPU: those of a forward pass with AVX2, all with AVX-512.
 
-PyTorch gives fp32 products to its BLAS, Intel's MKL, which leaves AVX-512 unused on other makers' CPUs and fetches a
-result anew to add the bias. oneDNN is part of PyTorch, too; small matrices it takes more slowly, and with AVX2 alone
-those of gradients. Only the order of summation differs.
+PyTorch gives fp32 products to its BLAS, Intel's MKL, which leaves AVX-512 unused on other makers' CPUs and needs the
+bias written into the result beforehand. oneDNN is part of PyTorch, too; small matrices it takes more slowly, and with
+AVX2 alone those of gradients. Only the order of summation differs.
 
 Shapes: R rows, D inputs, O outputs.
 """
